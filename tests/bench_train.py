@@ -1,0 +1,68 @@
+"""Training images per second of simsiam.py against the plain PyTorch way with the same net, batch and optimizer.
+
+    python tests/bench_train.py [--data FOLDER] [--workers 2] [--rounds 3]
+
+The plain way: DataLoader workers with PIL transforms, the model and its inputs in PyTorch's default memory format.
+"""
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import common
+import simsiam
+from bench_data import TwoViews
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="patches")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    bench = parser.parse_args()
+    args = argparse.Namespace(**simsiam.RECIPES["patches"])
+
+    data = common.load_data(bench.data, limit=4000)
+    loader = DataLoader(TwoViews(data), args.batch_size, shuffle=True, num_workers=bench.workers, drop_last=True)
+
+    def our_batches():
+        for i in torch.randperm(len(data.train_x)).split(args.batch_size):
+            if len(i) == args.batch_size:
+                x = data.train_x[i]
+                yield common.augment(x, data.mean, data.std), common.augment(x, data.mean, data.std)
+
+    def epoch(batches, model, optimizer):
+        start, n = time.perf_counter(), 0
+        for x1, x2 in batches:
+            p1, p2, z1, z2 = model(x1, x2)
+            loss = simsiam.D(p1, z2.detach()) / 2 + simsiam.D(p2, z1.detach()) / 2
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            n += len(x1)
+        return n / (time.perf_counter() - start)
+
+    def make(memory_format):
+        model = simsiam.SimSiam(args).to(memory_format=memory_format)
+        return model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=args.weight_decay)
+
+    plain = make(torch.contiguous_format)
+    theirs = [epoch(loader, *plain) for _ in range(bench.rounds)]             # first, before setup() changes malloc's ways
+    common.setup(argparse.Namespace(device="cpu", seed=0))
+    fast = make(torch.channels_last)
+    ours = [epoch(our_batches(), *fast) for _ in range(bench.rounds)]
+    theirs += [epoch(loader, *plain) for _ in range(bench.rounds)]                        # and again, with what setup() does
+    print(f"{bench.data}, {torch.get_num_threads()} threads, batch {args.batch_size}, median of {bench.rounds} epochs:")
+    first, second, ours = (statistics.median(v) for v in (theirs[:bench.rounds], theirs[bench.rounds:], ours))
+    print(f"plain PyTorch, {bench.workers} workers          {first:7.0f} images/s")
+    print(f"plain PyTorch after common.setup  {second:7.0f} images/s")
+    print(f"simsiam.py                        {ours:7.0f} images/s\nratio                             {ours / first:7.1f}")
+
+
+if __name__ == "__main__":
+    main()

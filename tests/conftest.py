@@ -1,0 +1,80 @@
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture
+def run_script(tmp_path):
+    """run_script("simsiam.py", "--dry-run") -> finished process, started in an empty folder, as a user would."""
+    def run(*command, **options):
+        command = [sys.executable, str(ROOT / command[0]), *map(str, command[1:])]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, **options)
+    return run
+
+
+@pytest.fixture
+def in_tmp(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def photos():
+    """Smooth coloured random images, as photographs are more alike to than noise.  uint8 [25, 3, 32, 32]"""
+    g = torch.Generator().manual_seed(5)
+    x = torch.nn.functional.interpolate(torch.rand(25, 3, 6, 6, generator=g), size=32, mode="bicubic")
+    return (x + 0.05 * torch.randn(25, 3, 32, 32, generator=g)).clamp(0, 1).mul(255).round().to(torch.uint8)
+
+
+@pytest.fixture
+def image_folder(tmp_path, photos):
+    """train/ and test/ with two classes; grayscale, RGBA and odd sizes among the images."""
+    sizes, modes = [(32, 32), (50, 33), (20, 70)], ["RGB", "L", "RGBA", "P"]
+    for part in ("train", "test"):
+        for c, name in enumerate(("cats", "dogs")):
+            (tmp_path / "pics" / part / name).mkdir(parents=True)
+            for i in range(12):
+                image = Image.fromarray(photos[(i + 12 * c) % 25].permute(1, 2, 0).numpy())
+                image = image.resize(sizes[i % 3]).convert(modes[i % 4])
+                image.save(tmp_path / "pics" / part / name / f"{i:03}.png")
+    return tmp_path / "pics"
+
+
+@pytest.fixture
+def fake_cifar(tmp_path, monkeypatch):
+    """A data folder with 300 + 60 images in the file formats of CIFAR-10 and CIFAR-100, which torchvision's own loaders read."""
+    rng = np.random.default_rng(0)
+
+    def dump(folder, name, content):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(pickle.dumps(content))
+        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
+
+    def batch(n, key, classes):
+        return {"data": rng.integers(0, 256, (n, 3072), dtype=np.uint8), key: [i % classes for i in range(n)]}
+
+    c10, c100 = torchvision.datasets.CIFAR10, torchvision.datasets.CIFAR100
+    root = tmp_path / "data"
+    folder = root / c10.base_folder
+    monkeypatch.setattr(c10, "train_list", [dump(folder, f"data_batch_{i}", batch(60, "labels", 10)) for i in range(1, 6)])
+    monkeypatch.setattr(c10, "test_list", [dump(folder, "test_batch", batch(60, "labels", 10))])
+    names = dump(folder, "batches.meta", {"label_names": [f"c{i}" for i in range(10)]})
+    monkeypatch.setattr(c10, "meta", {"filename": names[0], "key": "label_names", "md5": names[1]})
+    folder = root / c100.base_folder
+    monkeypatch.setattr(c100, "train_list", [dump(folder, "train", batch(300, "fine_labels", 100))])
+    monkeypatch.setattr(c100, "test_list", [dump(folder, "test", batch(100, "fine_labels", 100))])
+    names = dump(folder, "meta", {"fine_label_names": [f"c{i}" for i in range(100)]})
+    monkeypatch.setattr(c100, "meta", {"filename": names[0], "key": "fine_label_names", "md5": names[1]})
+    return root

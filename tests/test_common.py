@@ -1,0 +1,187 @@
+"""Data, metrics and evaluation against independent computations."""
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import common
+
+
+# ---------------------------------------------------------------------------------------------------------------- data
+
+def test_patches_are_the_same_every_time_and_made_in_a_second():
+    import time
+    start = time.perf_counter()
+    d = common.load_data("patches")
+    assert time.perf_counter() - start < 5                              # under one on an idle machine
+    assert d.train_x.shape == (4000, 3, 32, 32) and d.test_x.shape == (1000, 3, 32, 32) and d.train_x.dtype == torch.uint8
+    assert d.train_y.bincount().tolist() == [400] * 10 and d.test_y.bincount().tolist() == [100] * 10 and len(d.classes) == 10
+    assert torch.equal(common.load_data("patches").train_x, d.train_x)
+    assert not torch.equal(d.train_x[:1000], d.test_x)
+    assert torch.allclose(d.mean, d.train_x.double().div(255).mean((0, 2, 3)).float(), atol=1e-4)
+    assert torch.allclose(d.std, d.train_x.double().div(255).std((0, 2, 3)).float(), atol=1e-4)
+
+
+def test_patches_have_no_colour_or_brightness_shortcut():
+    """The mean colour of an image says nothing of its class: a class explains under 2 % of its variance."""
+    d = common.load_data("patches")
+    colour = d.train_x.float().mean((2, 3))
+    between = torch.stack([colour[d.train_y == c].mean(0) for c in range(10)]).var(0)
+    assert (between / colour.var(0) < 0.02).all()
+
+
+def test_limit_takes_a_class_balanced_subset():
+    labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 3 + [-1] * 20)
+    keep = common.balanced_subset(labels, 23)
+    assert labels[keep].bincount().tolist() == [10, 10, 3] and len(keep.unique()) == 23
+    assert common.load_data("patches", limit=100).train_y.bincount().tolist() == [10] * 10
+
+
+def test_cifar_is_read_from_torchvisions_files(fake_cifar):
+    d = common.load_data("cifar10", str(fake_cifar))
+    import torchvision
+    files = torchvision.datasets.CIFAR10(str(fake_cifar), train=False)
+    assert len(d.train_x) == 300 and len(d.test_x) == 60 and d.classes[3] == "c3"
+    assert np.array_equal(d.test_x[7].permute(1, 2, 0).numpy(), np.asarray(files[7][0])) and d.test_y[7] == files[7][1]
+    assert len(common.load_data("cifar100", str(fake_cifar), limit=200).train_x) == 200
+    assert common.load_data("cifar10", str(fake_cifar), size=48).train_x.shape[-2:] == (48, 48)
+
+
+def test_fashionmnist_and_stl10_become_rgb_of_the_wanted_size(monkeypatch):
+    class Fake:
+        def __init__(self, root, download, train=True, split="test"):
+            self.data = torch.randint(0, 256, (20, 28, 28), dtype=torch.uint8)
+            self.targets, self.classes = torch.arange(20) % 10, [str(i) for i in range(10)]
+            if split != "test":
+                self.labels = np.array([0, 1, -1, -1] * 5)
+            else:
+                self.labels = np.array([0, 1] * 10)
+            if STL:
+                self.data = np.random.randint(0, 256, (20, 3, 96, 96), dtype=np.uint8)
+
+    STL = False
+    monkeypatch.setattr(common.torchvision.datasets, "FashionMNIST", Fake)
+    monkeypatch.setattr(common.torchvision.datasets, "STL10", Fake)
+    d = common.load_data("fashionmnist")
+    assert d.train_x.shape == (20, 3, 32, 32) and torch.equal(d.train_x[:, 0], d.train_x[:, 2])
+    STL = True
+    d = common.load_data("stl10", size=48)
+    assert d.train_x.shape == (20, 3, 48, 48) and d.train_y.tolist()[:4] == [0, 1, -1, -1]
+    assert common.load_data("stl10", limit=6).train_y.tolist().count(-1) == 0
+
+
+def test_folder_is_decoded_resized_and_cropped(image_folder, photos):
+    d = common.load_data(str(image_folder), size=32)
+    assert d.train_x.shape == (24, 3, 32, 32) and d.train_y.tolist() == [0] * 12 + [1] * 12 and d.classes == ["cats", "dogs"]
+    assert torch.equal(d.train_x[0], photos[0])                       # 000.png is 32 x 32 RGB: nothing may change
+    assert torch.equal(d.train_x[9, 0], d.train_x[9, 1])              # 009.png is grayscale
+    (image_folder / "test").rename(image_folder / "val")
+    assert len(common.load_data(str(image_folder), size=24, limit=8).train_x) == 8
+
+
+def test_corrupt_image_is_named_and_skipped(image_folder, capsys):
+    (image_folder / "train" / "cats" / "005.png").write_bytes(b"no image")
+    whole = (image_folder / "train" / "dogs" / "004.png").read_bytes()
+    (image_folder / "train" / "dogs" / "004.png").write_bytes(whole[: len(whole) // 2])
+    d = common.load_data(str(image_folder))
+    assert len(d.train_x) == 22 and d.train_y.bincount().tolist() == [11, 11]
+    out = capsys.readouterr().out
+    assert "skipped 2 of 24" in out and "cats/005.png" in out and "dogs/004.png" in out
+
+
+# ------------------------------------------------------------------------------------------------------------- metrics
+
+def test_metrics_of_a_healthy_and_of_collapsed_representations():
+    torch.manual_seed(0)
+    healthy = common.collapse_metrics(torch.randn(4096, 32))
+    assert abs(healthy["std"] - 1) < 0.02 and healthy["m_o"] < 0.05 and healthy["m_r"] > 0.99 and healthy["effective_rank"] > 31
+    complete = common.collapse_metrics(torch.ones(256, 32) + 0.01 * torch.randn(256, 32))
+    assert complete["std"] < 0.02 and complete["m_o"] > 0.999 and complete["m_r"] < 0.02
+    dimensional = common.collapse_metrics(torch.randn(256, 1) * torch.ones(1, 32) + 0.001 * torch.randn(256, 32))
+    assert dimensional["std"] > 0.9 and dimensional["m_o"] < 0.3 and dimensional["effective_rank"] < 1.1
+
+
+@pytest.mark.parametrize("n, d", [(64, 16), (16, 64)])
+def test_metrics_against_numpy(n, d):
+    z = np.random.default_rng(0).normal(size=(n, d)) * np.linspace(0.1, 2, d) + 0.3
+    Z = z / np.linalg.norm(z, axis=1, keepdims=True)
+    m = common.collapse_metrics(torch.tensor(z))
+    cov = np.cov(Z.T)
+    eig = np.linalg.eigvalsh(cov).clip(1e-15)
+    eig /= eig.sum()
+    assert m["std"] == pytest.approx(math.sqrt(d) * Z.std(0, ddof=1).mean(), rel=1e-4)
+    assert m["m_o"] == pytest.approx(np.linalg.norm(Z.mean(0)), rel=1e-4)
+    assert m["m_r"] == pytest.approx(np.linalg.norm(Z - Z.mean(0), axis=1).mean(), rel=1e-4)
+    assert m["effective_rank"] == pytest.approx(np.exp(-(eig * np.log(eig)).sum()), rel=1e-3)
+    assert m["covariance"] == pytest.approx((cov[~np.eye(d, dtype=bool)] ** 2).sum() / d, rel=1e-3)
+    assert (np.linalg.norm(Z - Z.mean(0), axis=1) ** 2).mean() == pytest.approx(1 - m["m_o"] ** 2, rel=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------------- evaluation
+
+def test_knn_against_a_loop():
+    rng = np.random.default_rng(0)
+    train, y, test, t = rng.normal(size=(150, 8)), rng.integers(0, 5, 150), rng.normal(size=(700, 8)), rng.integers(0, 5, 700)
+    train[np.arange(150), y] += 1.5
+    test[np.arange(700), t] += 1.5
+    right = 0
+    for a, label in zip(test, t):
+        cosine = train @ a / np.linalg.norm(train, axis=1) / np.linalg.norm(a)
+        near = np.argsort(-cosine)[:20]
+        right += np.argmax([np.exp(cosine[near][y[near] == c] / 0.1).sum() for c in range(5)]) == label
+    ours = common.knn_accuracy(*(torch.tensor(v) for v in (train, y, test, t)), k=20)
+    assert ours == pytest.approx(100 * right / 700, abs=0.3) and 50 < ours < 100
+
+
+def test_knn_of_a_large_set_stays_in_chunks():
+    """50 000 x 10 000 similarities at once would be 2 GB; the peak of a child process stays well below."""
+    import subprocess
+    import sys
+    code = ("import resource, torch, common; torch.manual_seed(0); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+            "y = torch.arange(50000) % 10; f = torch.randn(50000, 16) + 3 * torch.eye(16)[y];"
+            "a = common.knn_accuracy(f, y, f[:10000].clone(), y[:10000]);"
+            "print(a, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)")
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=common.Path(common.__file__).parent)
+    accuracy, megabytes = map(float, out.stdout.split())
+    assert accuracy > 80 and megabytes < 900, out.stderr
+
+
+def test_linear_probe_separates_what_is_linear_and_nothing_else():
+    torch.manual_seed(0)
+    y = torch.arange(1200) % 6
+    x = torch.randn(1200, 20) + 6 * F.one_hot(y, 20) * torch.linspace(1, 50, 20)                # badly scaled on purpose
+    top1, top5 = common.linear_probe(x[:1000], y[:1000], x[1000:], y[1000:], epochs=20)
+    assert top1 > 97 and top5 > 99
+    top1, top5 = common.linear_probe(torch.randn(1000, 20), y[:1000], torch.randn(200, 20), y[1000:], epochs=5)
+    assert top1 < 30 and 70 < top5 < 95                                                          # chance: 17 and 83
+
+
+@pytest.mark.parametrize("arch", common.ARCHS)
+def test_extract_features_leaves_the_backbone_bit_identical(arch):
+    net, width = common.make_backbone(arch)
+    net.train()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    x = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
+    mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.4])
+    feats = common.extract_features(net, x, mean, std, batch_size=4)
+    assert feats.shape == (6, width) and net.training
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    net.eval()
+    by_hand = net((x.float() / 255 - mean[:, None, None]) / std[:, None, None])
+    assert torch.allclose(feats, by_hand, atol=1e-4)
+
+
+def test_cosine_lr():
+    assert common.cosine_lr(2.0, 0, 10) == 2.0 and common.cosine_lr(2.0, 5, 10) == pytest.approx(1.0)
+    assert common.cosine_lr(2.0, 10, 10) == pytest.approx(0)
+    assert common.cosine_lr(2.0, 1, 12, warmup_epochs=2) == 1.0 and common.cosine_lr(2.0, 2, 12, warmup_epochs=2) == 2.0
+    assert common.cosine_lr(2.0, 7, 12, warmup_epochs=2) == pytest.approx(1.0)
+
+
+def test_resnet18_is_torchvisions_but_for_the_stem():
+    import torchvision
+    ours, theirs = common.make_backbone("resnet18")[0].state_dict(), torchvision.models.resnet18().state_dict()
+    assert set(theirs) - set(ours) == {"fc.weight", "fc.bias"} and set(ours) <= set(theirs)
+    assert [k for k in ours if ours[k].shape != theirs[k].shape] == ["conv1.weight"]
