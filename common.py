@@ -60,9 +60,8 @@ def parse_args(file, doc, recipes, argv=None, choices=()):
     recipes: {data set: {name: value}}; "other" is for any data set without one.  choices: {name: allowed values}."""
     parser = Parser(prog=Path(file).name, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
                     argument_default=argparse.SUPPRESS)
-    recipe_help = {k: ("", ", ".join(f"{d} {r[k]}" for d, r in recipes.items())) for k in recipes["patches"]}
-    for name, (_, text) in {**FLAGS, **recipe_help}.items():
-        value = {**recipes["patches"], **{k: v for k, (v, _) in FLAGS.items()}}[name]
+    by_recipe = {k: (v, ", ".join(f"{d} {r[k]}" for d, r in recipes.items())) for k, v in recipes["patches"].items()}
+    for name, (value, text) in (FLAGS | by_recipe).items():
         kind = {"action": "store_true"} if isinstance(value, bool) else {"type": type(value), "choices": dict(choices).get(name)}
         parser.add_argument("--" + name.replace("_", "-"), help=text, **kind)
     given = vars(parser.parse_args(argv))
@@ -84,8 +83,8 @@ def setup(args):
     torch.empty(8_000_000)          # glibc: having freed a block of 32 MB, malloc keeps smaller ones instead of giving them back
     torch.set_float32_matmul_precision("high")                          # to the kernel at every step: augment twice as fast
     name = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name
     if "RANK" in os.environ and not dist.is_initialized():                                          # started by torchrun
-        name = f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" else name
         dist.init_process_group("nccl" if name.startswith("cuda") else "gloo")
     try:
         device = torch.device(name)
@@ -290,20 +289,22 @@ def resized_crop(x, start, length, mirror):
 
     A crop is separable: one small matrix resamples the columns, one the rows, so a batch is two batched matrix products.
     x: uint8 [B, 3, S, S]; start, length: [2, B]; mirror: bool [B] -> float [B, 3, S, S] in 0..1"""
-    size = x.shape[-1]
+    n, _, _, size = x.shape
     out = torch.arange(size, device=x.device) + 0.5                                                   # centres of pixels
-    out = torch.stack([torch.where(mirror[:, None], size - out, out), out.expand(len(x), size)])              # [2, B, S]
-    position = out * (length[..., None] / size) - 0.5                                  # in the box, where 0 is its first
+    out = torch.stack([torch.where(mirror[:, None], size - out, out), out.expand(n, size)])                   # [2, B, S]
+    position = out * (length / size)[..., None] - 0.5                                  # in the box, where 0 is its first
     base = position.floor()
-    t = position - base
+    t = (position - base)[..., None]
     near = base[..., None] + torch.arange(-1.0, 3.0, device=x.device)                        # its four pixels [2, B, S, 4]
-    weight = torch.stack([((1 - t / 2) * t - 0.5) * t, (1.5 * t - 2.5) * t * t + 1,          # Keys' cubic with a = -1/2
-                          ((2 - 1.5 * t) * t + 0.5) * t, (t - 1) / 2 * t * t], -1)
+    square, cube = t * t, t * t * t
+    weight = torch.cat([square - (t + cube) / 2, 1.5 * cube - 2.5 * square + 1,              # Keys' cubic with a = -1/2
+                        2 * square + (t - 3 * cube) / 2, (cube - square) / 2], -1)
     weight *= (near >= 0) & (near < length[..., None, None])                           # nothing from outside of the box
     weight /= weight.sum(-1, keepdim=True)
-    near = (near + start[..., None, None]).clamp_(0, size - 1).long()
+    near = near.add_(start[..., None, None]).clamp_(0, size - 1).long()
     columns, rows = torch.zeros(*out.shape, size, device=x.device).scatter_add_(3, near, weight)           # [B, S, S] each
-    return (rows[:, None] @ (x.float().div_(255) @ columns[:, None].mT)).clamp_(0, 1)
+    x = torch.bmm(x.float().div_(255).view(n, 3 * size, size), columns.mT).clamp_(0, 1)     # clamped as PIL does, in between
+    return (rows[:, None] @ x.view(n, 3, size, size)).clamp_(0, 1)
 
 
 def luminance(x):
@@ -318,7 +319,8 @@ def adjust_brightness(x, factor):
 
 
 def adjust_contrast(x, factor):
-    return x.lerp_(luminance(x).mean((2, 3), keepdim=True), 1 - factor).clamp_(0, 1)
+    mean = luminance(x).mean((2, 3), keepdim=True)
+    return x.mul_(factor).add_(mean.mul_(1 - factor)).clamp_(0, 1)
 
 
 def adjust_saturation(x, factor):
@@ -412,7 +414,7 @@ def knn_accuracy(train_feats, train_labels, test_feats, test_labels, k=200, temp
     train, classes, right = F.normalize(train_feats, dim=1), int(train_labels.max()) + 1, 0
     for feats, labels in zip(test_feats.split(500), test_labels.split(500)):
         similarity, nearest = (F.normalize(feats, dim=1) @ train.T).topk(min(k, len(train)), dim=1)
-        votes = torch.zeros(len(feats), classes, device=feats.device)
+        votes = similarity.new_zeros(len(feats), classes)
         votes.scatter_add_(1, train_labels[nearest], (similarity / temperature).exp())
         right += (votes.argmax(1) == labels).sum()
     return 100 * right.item() / len(test_labels)
@@ -560,7 +562,7 @@ class Run:
         self.started = time.perf_counter()
         bar = tqdm(order, f"epoch {epoch}", leave=False, disable=True if rank() else None)
         for i, chosen in enumerate(bar):
-            yield max(0, epoch - 1 + (i + 0.5) / steps), x[chosen]
+            yield max(0, epoch - 1 + (i + 0.5) / steps), x.index_select(0, chosen)
 
     def end_epoch(self, losses, lr, z, **extra):
         """Evaluate, print the row, write metrics.csv, last.pt, backbone.pt and, ten times a run, curves.png.

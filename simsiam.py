@@ -21,7 +21,7 @@ RECIPES = {
                     proj_layers=2, proj_dim=2048, pred_hidden=512, final_bn="noaffine"),
     "cifar100": dict(arch="resnet18", epochs=1000, batch_size=256, lr=0.5, weight_decay=1e-5, warmup_epochs=10,  # Zhang et al., A.1
                      proj_layers=3, proj_dim=2048, pred_hidden=512, final_bn="affine"),
-    "other": dict(arch="small", epochs=15, batch_size=64, lr=0.2, weight_decay=5e-4, warmup_epochs=0,        # ours
+    "other": dict(arch="small", epochs=70, batch_size=64, lr=0.4, weight_decay=5e-4, warmup_epochs=0,        # ours
                   proj_layers=2, proj_dim=256, pred_hidden=128, final_bn="noaffine"),
 }
 CHOICES = {"arch": common.ARCHS, "final_bn": ("none", "noaffine", "affine")}

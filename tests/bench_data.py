@@ -55,7 +55,8 @@ def main():
 
     def batched():
         for i in torch.randperm(len(data.train_x)).split(args.batch_size)[:batches]:
-            common.augment(data.train_x[i], data.mean, data.std), common.augment(data.train_x[i], data.mean, data.std)
+            x = data.train_x.index_select(0, i)
+            common.augment(x, data.mean, data.std), common.augment(x, data.mean, data.std)
 
     speeds = []
     for _ in range(args.rounds + 1):                                          # in turn, so that a drift of the machine hits both

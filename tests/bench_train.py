@@ -33,7 +33,7 @@ def main():
     def our_batches():
         for i in torch.randperm(len(data.train_x)).split(args.batch_size):
             if len(i) == args.batch_size:
-                x = data.train_x[i]
+                x = data.train_x.index_select(0, i)
                 yield common.augment(x, data.mean, data.std), common.augment(x, data.mean, data.std)
 
     def epoch(batches, model, optimizer):
@@ -61,7 +61,7 @@ def main():
     first, second, ours = (statistics.median(v) for v in (theirs[:bench.rounds], theirs[bench.rounds:], ours))
     print(f"plain PyTorch, {bench.workers} workers          {first:7.0f} images/s")
     print(f"plain PyTorch after common.setup  {second:7.0f} images/s")
-    print(f"simsiam.py                        {ours:7.0f} images/s\nratio                             {ours / first:7.1f}")
+    print(f"simsiam.py                        {ours:7.0f} images/s\nratio                            {ours / first:8.2f}")
 
 
 if __name__ == "__main__":

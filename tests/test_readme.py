@@ -1,0 +1,88 @@
+"""The README's commands run as they stand (with --dry-run where they train), and its numbers are those of results/."""
+import csv
+import json
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = [line.split(" #")[0].strip() for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines() if line]
+
+
+def python_commands():
+    for command in COMMANDS:
+        for part in command.split(" && "):
+            if part.startswith("python ") and "bench_" not in part and "--compile" not in part:
+                yield part
+
+
+def test_the_first_two_commands_are_there_and_ci_runs_the_tests():
+    assert COMMANDS[0] == "pip install -r requirements.txt && python simsiam.py"
+    assert "pip install -r requirements.txt && pytest" in COMMANDS
+    assert "pip install -q -r requirements.txt && pytest" in (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.mark.parametrize("command", sorted(set(python_commands())))
+def test_command(command, in_tmp, fake_cifar, image_folder, monkeypatch):
+    """cifar10 and cifar100 are read from a few images in their file formats; path/to/folder is a folder of images."""
+    (in_tmp / "path" / "to").mkdir(parents=True)
+    image_folder.rename(in_tmp / "path" / "to" / "folder")
+    (in_tmp / "data" / "cifar10_jpeg").symlink_to(in_tmp / "path" / "to" / "folder")
+
+    def run(line):
+        script, *flags = shlex.split(line)[1:]
+        monkeypatch.setattr(sys, "argv", [script, *flags])
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+
+    if "runs/" in command:                                              # it needs the run that the first command makes
+        run("python simsiam.py --dry-run --epochs 1")
+    run(command if "linear_eval" in command else command + " --dry-run")
+    assert list(Path("runs").glob("*/metrics.csv"))
+
+
+def test_torchrun_command(tmp_path):
+    command, = (c for c in COMMANDS if c.startswith("torchrun"))
+    _, flag, script = command.split()
+    out = subprocess.run([sys.executable, "-m", "torch.distributed.run", flag, ROOT / script, "--dry-run"], cwd=tmp_path,
+                         capture_output=True, text=True, timeout=300)
+    assert out.returncode == 0 and "2 ranks" in out.stdout, out.stderr[-2000:]
+
+
+def test_loading_the_backbone_into_torchvision(in_tmp, fake_cifar):
+    import simsiam
+    simsiam.main("--data cifar10 --dry-run".split())
+    code, = re.findall(r"```python\n(.*?)```", README, re.S)
+    names = {"torch": torch, "torchvision": torchvision}
+    exec(code, names)
+    saved = torch.load("runs/simsiam-cifar10-s0/backbone.pt", weights_only=True)
+    assert torch.equal(names["net"].layer4[1].conv2.weight, saved["layer4.1.conv2.weight"])
+
+
+def last_rows(name):
+    return [list(csv.DictReader(open(f)))[-1] for f in sorted((ROOT / "results").glob(name))]
+
+
+@pytest.mark.parametrize("label, files", [("`python simsiam.py --seed 0` (1, 2)", "simsiam-patches-s?.csv"),
+                                          ("`python simsiam.py --data data/cifar10_jpeg --limit 5000`", "simsiam-cifar10_jpeg-s0.csv")])
+def test_results_table_is_made_of_the_files_in_results(label, files):
+    row, = (line for line in README.splitlines() if label in line)
+    cells = [c.strip() for c in row.strip("|").split("|")]
+    tables = [list(csv.DictReader(open(f))) for f in sorted((ROOT / "results").glob(files))]
+    assert len(tables) == (3 if "?" in files else 1)
+
+    def cell(values):
+        values = torch.tensor([float(v) for v in values])
+        return f"{values.mean():.1f} ± {values.std():.1f}" if len(values) > 1 else f"{values[0]:.1f}"
+    assert cells[2] == cell([t[0]["knn"] for t in tables]) and cells[3] == cell([t[-1]["knn"] for t in tables])
+    probes = [json.loads(f.read_text()) for f in sorted((ROOT / "results").glob(files.replace(".csv", "-linear_eval.json")))]
+    assert cells[4] == cell([p["untrained"]["top1"] for p in probes]) and cells[5] == cell([p["trained"]["top1"] for p in probes])
+    assert cells[6] == cell([t[-1]["effective_rank"] for t in tables])
+    assert cells[7] == f"{sum(float(t[-1]['seconds']) for t in tables) / len(tables):.0f}"
