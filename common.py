@@ -130,7 +130,11 @@ def load_data(name, data_dir="data", size=32, device="cpu", limit=None):
     if name == "patches":
         train_x, train_y, test_x, test_y, classes = *make_patches(4000, size, 1), *make_patches(1000, size, 2), list("0123456789")
     elif name in ("cifar10", "cifar100", "stl10", "fashionmnist"):
+        if rank():
+            dist.barrier()                                                          # rank 0 downloads before the others read
         train_x, train_y, test_x, test_y, classes = from_torchvision(name, data_dir, size)
+        if rank() == 0 and world_size() > 1:
+            dist.barrier()
     else:
         train_x, train_y, test_x, test_y, classes = from_folder(Path(name), size, limit)
     if limit:
@@ -193,7 +197,7 @@ def from_torchvision(name, data_dir, size):
         x = x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2) if x.shape[-1] == 3 else x
         x = x.expand(-1, 3, -1, -1)
         if x.shape[-1] != size:
-            x = torch.cat([F.interpolate(part, size=(size, size), mode="bicubic", antialias=True) for part in x.split(1000)])
+            x = torch.cat([F.interpolate(some, (size, size), mode="bicubic", antialias=True) for some in x.split(1000)])
         out += [x.contiguous(), torch.as_tensor(files.labels if name == "stl10" else files.targets).long()]
     return *out, list(files.classes)
 
@@ -216,7 +220,7 @@ def from_folder(root, size, limit):
             files = [files[i] for i in balanced_subset(torch.tensor([y for _, y in files]), limit)]
         with ThreadPoolExecutor() as pool:
             decoded = list(tqdm(pool.map(lambda fy: decode(fy[0], size), files), f"decoding {folder}", len(files),
-                                leave=False, disable=None))
+                                leave=False, disable=True if rank() else None))
         bad = [f for (f, _), image in zip(files, decoded) if image is None]
         if len(bad) == len(files):
             fail(f"--data {root}: no readable image in {folder}/<class>/" + (f", of {len(bad)} files (first: {bad[0]})" if bad else ""))
@@ -626,6 +630,7 @@ class Run:
         twin = middle.twinx()
         twin.plot(epochs, [row["effective_rank"] for row in self.history], "C2", label="effective rank (right axis)")
         twin.set_ylim(bottom=0)
+        twin.tick_params(axis="y", colors="C2")
         middle.legend(handles=middle.lines + twin.lines, fontsize=8)
         known = [(row["epoch"], row["knn"]) for row in self.history if row["knn"] != ""]
         right.plot(*zip(*known), label="kNN")

