@@ -476,6 +476,13 @@ def write(file, save):
     os.replace(part, file)
 
 
+def git_commit():
+    try:
+        return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+    except OSError:                                                                                         # no git here
+        return ""
+
+
 class Run:
     """The run folder and the loop around the method: epochs, batches, checkpoint, metrics.csv, curves.png.
 
@@ -499,23 +506,25 @@ class Run:
                   f"parameters, {data.train_x.device}" + (f", {world_size()} ranks" if world_size() > 1 else ""))
             for i, row in enumerate(self.history):
                 self.print_row(row, header=i == 0)
+            if self.history:
+                self.write_results()                                # a kill may have come between last.pt and these
 
     def new_folder(self):
         a = self.args
         name = f"{a.script}-{Path(a.data).name}-s{a.seed}"
         info = {"args": vars(a), "python": sys.version.split()[0], "torch": torch.__version__, "torchvision": torchvision.__version__,
                 "device": torch.cuda.get_device_name() if self.data.train_x.is_cuda else str(self.data.train_x.device),
-                "git": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True,
-                                      cwd=Path(__file__).parent).stdout.strip()}
-        try:
-            for n in range(1, sys.maxsize):
-                folder = Path(a.out) / (name if n == 1 else f"{name}-{n}")
-                if not folder.exists():
-                    folder.mkdir(parents=True)
-                    write(folder / "args.json", lambda f: f.write_text(json.dumps(info, indent=2)))
-                    return folder
-        except OSError as e:
-            fail(f"--out {a.out}: cannot write there ({e.strerror}); name another folder")
+                "git": git_commit()}
+        for n in range(1, sys.maxsize):
+            folder = Path(a.out) / (name if n == 1 else f"{name}-{n}")
+            try:
+                folder.mkdir(parents=True)
+                write(folder / "args.json", lambda f: f.write_text(json.dumps(info, indent=2)))
+                return folder
+            except FileExistsError:
+                continue
+            except OSError as e:
+                fail(f"--out {a.out}: cannot write there ({e.strerror}); name another folder")
 
     def load(self, file):
         saved = load_checkpoint(file)
@@ -590,10 +599,13 @@ class Run:
         write(self.folder / "last.pt", lambda f: torch.save(
             {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "epoch": self.epoch,
              "seconds": self.seconds, "history": self.history}, f))
+        self.write_results(draw=last or self.epoch % max(1, a.epochs // 10) == 0)
+        self.print_row(row, header=self.epoch == 0)
+
+    def write_results(self, draw=True):
         write(self.folder / "backbone.pt", lambda f: torch.save(self.model.encoder.backbone.state_dict(), f))
         write(self.folder / "metrics.csv", self.write_csv)
-        self.print_row(row, header=self.epoch == 0)
-        if last or self.epoch % max(1, a.epochs // 10) == 0:
+        if draw:
             self.draw()
 
     def knn(self):

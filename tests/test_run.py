@@ -108,8 +108,8 @@ simsiam.main({flags!r})
 """
 
 
-def test_kill_during_a_checkpoint_write_and_resume(uninterrupted, run_script, tmp_path):
-    when = random.Random().randint(1, 10)                                      # last.pt and backbone.pt of epochs 0 to 4
+@pytest.mark.parametrize("when", [pytest.param(random.Random().randint(1, 11), id="random"), 12])       # 12 writes, 2 an epoch
+def test_kill_during_a_checkpoint_write_and_resume(when, uninterrupted, run_script, tmp_path):
     code = KILL_IN_WRITE.format(root=str(ROOT), when=when, flags=SHORT)
     died = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True)
     assert died.returncode == -signal.SIGKILL, died.stderr
