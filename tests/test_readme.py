@@ -82,3 +82,10 @@ def test_results_table_is_made_of_the_files_in_results(label, files):
     assert cells[4] == cell([p["untrained"]["top1"] for p in probes]) and cells[5] == cell([p["trained"]["top1"] for p in probes])
     assert cells[6] == cell([t[-1]["effective_rank"] for t in tables])
     assert cells[7] == f"{sum(float(t[-1]['seconds']) for t in tables) / len(tables):.0f}"
+
+
+def test_speed_table_is_made_of_the_file_in_results():
+    bench = (ROOT / "results" / "bench.txt").read_text()
+    numbers = re.findall(r" ([\d.]+)(?: \w+/s)?$", bench, re.M)
+    rows = [[c.strip() for c in line.strip("|").split("|")][1:] for line in README.splitlines() if "`python tests/bench_" in line]
+    assert rows == [numbers[:3], [numbers[3], *numbers[5:]]]
