@@ -80,8 +80,10 @@ def parse_args(file, doc, recipes, argv=None, choices=()):
 
 def setup(args):
     """Choose the device, join the other ranks when torchrun started us, seed everything.  -> torch.device"""
-    torch.empty(8_000_000)          # glibc: having freed a block of 32 MB, malloc keeps smaller ones instead of giving them back
-    torch.set_float32_matmul_precision("high")                          # to the kernel at every step: augment twice as fast
+    # glibc: once a block of 32 MB was freed, malloc keeps smaller ones instead of giving their pages back to the kernel at every
+    # step; that alone makes augment more than twice as fast on the CPU (batch 256).  Elsewhere it does nothing.
+    torch.empty(8_000_000)
+    torch.set_float32_matmul_precision("high")                                    # TF32 on CUDA
     name = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name
     if "RANK" in os.environ and not dist.is_initialized():                                          # started by torchrun
@@ -267,7 +269,7 @@ def augment(x, mean, std, min_scale=0.2, brightness=0.4, contrast=0.4, saturatio
             x = adjust_saturation(x, 1 + jitter * uniform(-saturation, saturation))
         else:
             x = adjust_hue(x, jitter * uniform(-hue, hue))
-    x = adjust_saturation(x, 1.0 - happens(gray_p).float())
+    x = adjust_saturation(x, 1.0 - happens(gray_p).float())                                       # no saturation is gray
     if blur_p:
         x = gaussian_blur(x, torch.where(happens(blur_p), uniform(0.1, 2.0), 1e-3).flatten())      # 1e-3 pixels: no blur
     if solarize_p:
@@ -382,7 +384,8 @@ def collapse_metrics(z):
 
     std             sqrt(D) * mean over dimensions of the standard deviation: 1 healthy, 0 complete collapse
     m_o, m_r        length of the centre o = mean(Z), mean length of the residuals Z - o: 0 and 1 healthy (Zhang et al. 3.1)
-    effective_rank  exp(entropy of the eigenvalues of Cov(Z), normalised to sum 1): small after dimensional collapse
+    effective_rank  exp(entropy of the eigenvalues of Cov(Z), normalised to sum 1): small after dimensional collapse;
+                    after complete collapse it is that of rounding noise and says nothing
     covariance      sum of the squared off-diagonal entries of Cov(Z), over D (Zhang et al., Algorithm 5)"""
     Z = F.normalize(z.float().cpu(), dim=1)
     (n, d), o = Z.shape, Z.mean(0)
@@ -464,9 +467,11 @@ def read_run(folder):
 
 def load_checkpoint(file):
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+        saved["model"], saved["epoch"]
+        return saved
     except Exception as e:                                       # torch.load raises half a dozen kinds on a damaged file
-        fail(f"{file} cannot be read ({type(e).__name__}: the file is missing, truncated or no checkpoint)")
+        fail(f"{file} cannot be read ({type(e).__name__}: the file is missing, truncated or no checkpoint of a run)")
 
 
 def write(file, save):
@@ -585,7 +590,7 @@ class Run:
         self.epoch, a = self.epoch + 1, self.args
         self.seconds += (time.perf_counter() - self.started) * (self.epoch > 0)
         if not math.isfinite(loss) or not all(p.isfinite().all() for p in self.model.parameters()):
-            fail(f"the loss or a weight became nan or infinite in epoch {self.epoch}; {self.folder}/last.pt keeps the epoch "
+            fail(f"the loss or a weight became nan or infinite in epoch {self.epoch}; {self.folder or 'the run'}/last.pt keeps the epoch "
                  f"before.  Lower --lr (now {a.lr}) and start again")
         if rank():
             return

@@ -87,8 +87,9 @@ def test_kill_at_a_random_moment_and_resume(attempt, uninterrupted, run_script, 
     assert result.returncode == 0, result.stderr
     print(f"killed {pause:.2f} s after epoch {wanted}")
     assert_same_run(folder, uninterrupted)
-    again = run_script("simsiam.py", "--resume", folder)               # a finished run has nothing left to do
-    assert again.returncode == 0 and rows(folder) == rows(folder)
+    finished = rows(folder)
+    again = run_script("simsiam.py", "--resume", folder)               # a finished run has nothing left to do: not even times change
+    assert again.returncode == 0 and rows(folder) == finished
     assert_same_run(folder, uninterrupted)
 
 
@@ -293,6 +294,9 @@ def test_bad_checkpoints(capsys, in_tmp):
     (run / "last.pt").write_bytes(whole[: len(whole) // 2])
     refused(capsys, f"--resume {run}", "last.pt", "truncated")
     refused(capsys, [str(run)], "last.pt", "truncated", script=linear_eval)
+    torch.save({"weights": torch.ones(3)}, run / "last.pt")                                # a checkpoint of something else
+    refused(capsys, f"--resume {run}", "last.pt", "no checkpoint")
+    refused(capsys, [str(run)], "last.pt", "no checkpoint", script=linear_eval)
     (run / "last.pt").write_bytes(whole)
     refused(capsys, f"--resume {run} --proj-dim 24", "last.pt", "does not fit")
     refused(capsys, ["runs"], "not a run folder", script=linear_eval)
