@@ -46,7 +46,7 @@ FLAGS = {                                                 # the flags of every s
     "compile": (False, "torch.compile the model"),
     "dry_run": (False, "two steps of everything, in seconds"),
 }
-MAY_BE_ZERO = {"limit", "seed", "weight_decay", "warmup_epochs"}
+MAY_BE_ZERO = {"limit", "seed", "weight_decay", "pred_weight_decay", "warmup_epochs"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,20 +54,26 @@ class Parser(argparse.ArgumentParser):
         fail(f"{message} (python {self.prog} --help lists the flags)")
 
 
-def parse_args(file, doc, recipes, argv=None, choices=()):
+def parse_args(file, doc, recipes, argv=None, choices=(), flags={}, presets={}):
     """Common flags, and one flag for every entry of a recipe.  What the user gives wins over the recipe of the data set.
 
-    recipes: {data set: {name: value}}; "other" is for any data set without one.  choices: {name: allowed values}."""
+    recipes: {data set: {name: value}}; "other" is for any data set without one.  choices: {name: allowed values}.
+    flags: the script's own, {name: (default, help)}.  presets: {flag: {its value: {name: value}}}, settings that come with a
+    value of a flag; they win over the recipe, and lose to what the user gives."""
     parser = Parser(prog=Path(file).name, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
                     argument_default=argparse.SUPPRESS)
     by_recipe = {k: (v, ", ".join(f"{d} {r[k]}" for d, r in recipes.items())) for k, v in recipes["patches"].items()}
-    for name, (value, text) in (FLAGS | by_recipe).items():
-        kind = {"action": "store_true"} if isinstance(value, bool) else {"type": type(value), "choices": dict(choices).get(name)}
+    choices = {flag: tuple(by_value) for flag, by_value in presets.items()} | dict(choices)
+    for name, (value, text) in (FLAGS | flags | by_recipe).items():
+        kind = {"action": "store_true"} if isinstance(value, bool) else {"type": type(value), "choices": choices.get(name)}
         parser.add_argument("--" + name.replace("_", "-"), help=text, **kind)
     given = vars(parser.parse_args(argv))
     saved = read_run(given["resume"])["args"] if given.get("resume") else {}
-    args = {k: v for k, (v, _) in FLAGS.items()} | saved | given
-    args = recipes.get(args["data"], recipes["other"]) | args | {"script": Path(file).stem}
+    args = {k: v for k, (v, _) in (FLAGS | flags).items()} | saved | given
+    recipe = recipes.get(args["data"], recipes["other"])
+    for flag, by_value in presets.items():
+        recipe = recipe | by_value[args[flag]]
+    args = recipe | args | {"script": Path(file).stem}
     for name, value in args.items():
         if type(value) in (int, float) and not (0 < value < math.inf or value == 0 and name in MAY_BE_ZERO):
             fail(f"--{name.replace('_', '-')} must be {'zero or more' if name in MAY_BE_ZERO else 'more than zero'}, not {value}")
@@ -488,6 +494,12 @@ def git_commit():
         return ""
 
 
+def run_name(args, seed=None):
+    """mirror_ablations-bias-patches-s0: script, label if it has one, data set, seed."""
+    label = [args.label] if getattr(args, "label", "") else []
+    return "-".join([args.script, *label, Path(args.data).name, f"s{args.seed if seed is None else seed}"])
+
+
 class Run:
     """The run folder and the loop around the method: epochs, batches, checkpoint, metrics.csv, curves.png.
 
@@ -516,7 +528,7 @@ class Run:
 
     def new_folder(self):
         a = self.args
-        name = f"{a.script}-{Path(a.data).name}-s{a.seed}"
+        name = run_name(a)
         info = {"args": vars(a), "python": sys.version.split()[0], "torch": torch.__version__, "torchvision": torchvision.__version__,
                 "device": torch.cuda.get_device_name() if self.data.train_x.is_cuda else str(self.data.train_x.device),
                 "git": git_commit()}
@@ -580,6 +592,7 @@ class Run:
         self.started = time.perf_counter()
         bar = tqdm(order, f"epoch {epoch}", leave=False, disable=True if rank() else None)
         for i, chosen in enumerate(bar):
+            self.chosen = chosen                                                 # which images these are, int64 [B]
             yield max(0, epoch - 1 + (i + 0.5) / steps), x.index_select(0, chosen)
 
     def end_epoch(self, losses, lr, z, **extra):
@@ -628,8 +641,9 @@ class Run:
     def print_row(self, row, header):
         short = {"images_per_second": "img/s", "effective_rank": "rank", "covariance": "cov"}
         if header:
-            print(" ".join(f"{short.get(k, k):>8}" for k in row))
-        print(" ".join(f"{v:8.4g}" if isinstance(v, float) else f"{v:>8}" for v in row.values()), flush=True)
+            print(" ".join(f"{short.get(k, k):>{max(8, len(short.get(k, k)))}}" for k in row))
+        print(" ".join(f"{v:{w}.4g}" if isinstance(v, float) else f"{v:>{w}}"
+                       for v, w in zip(row.values(), (max(8, len(short.get(k, k))) for k in row))), flush=True)
 
     def draw(self):
         """curves.png: loss; std, m_o and effective rank; kNN with the untrained net's."""
