@@ -622,7 +622,7 @@ class Run:
 
     def write_results(self, draw=True):
         write(self.folder / "backbone.pt", lambda f: torch.save(self.model.encoder.backbone.state_dict(), f))
-        write(self.folder / "metrics.csv", self.write_csv)
+        write_csv(self.folder / "metrics.csv", self.history)
         if draw:
             self.draw()
 
@@ -631,12 +631,6 @@ class Run:
         has_label = d.train_y >= 0
         train, test = (extract_features(self.model.encoder.backbone, x[:n], d.mean, d.std) for x in (d.train_x[has_label], d.test_x))
         return knn_accuracy(train, d.train_y[has_label][:n], test, d.test_y[:n])
-
-    def write_csv(self, file):
-        with open(file, "w", newline="") as f:
-            table = csv.DictWriter(f, self.history[0])
-            table.writeheader()
-            table.writerows(self.history)
 
     def print_row(self, row, header):
         short = {"images_per_second": "img/s", "effective_rank": "rank", "covariance": "cov"}
@@ -669,3 +663,50 @@ class Run:
         right.set(title="kNN accuracy of the backbone (%)", xlabel="epoch", ylim=(0, 100))
         right.legend(fontsize=8, loc="lower right")
         write(self.folder / "curves.png", lambda f: figure.savefig(f, dpi=110, format="png"))
+
+
+# -------------------------------------------------------------------------------------------------------- several runs
+
+def differs(args, folder):
+    """The settings in which a run folder differs from args, but for seed, place and device."""
+    saved = read_run(folder)["args"]
+    return [k for k in vars(args) if k not in ("seed", "out", "resume", "device") and k in saved and saved[k] != vars(args)[k]]
+
+
+def run_jobs(jobs, train):
+    """Train every job that its run folder does not hold yet, and go on with one that was cut off.  -> their run folders
+
+    jobs: arguments, a Namespace each; train(args) leaves result.json in the run folder when it is done"""
+    folders = []
+    for args in jobs:
+        folder = Path(args.out) / run_name(args)
+        if (folder / "args.json").exists():
+            if different := differs(args, folder):
+                fail(f"{folder} was made with another --{different[0].replace('_', '-')}: name another folder with --out")
+            args.resume = str(folder)
+        if not (folder / "result.json").exists():
+            setup(args)                                                  # seeds, as if this were the only run
+            try:
+                train(args)
+            except SystemExit as stop:
+                if stop.code == 130:                                                                            # Ctrl-C
+                    print("The same command again goes on from there with all that is left.")
+                raise
+        folders.append(folder)
+    return folders
+
+
+def read_csv(file):
+    """-> list of dicts of floats, nan where a cell is empty"""
+    with open(file, newline="") as f:
+        return [{k: float(v or "nan") for k, v in row.items()} for row in csv.DictReader(f)]
+
+
+def write_csv(file, rows):
+    """rows: list of dicts; the columns are all of their keys, empty where a row lacks one."""
+    def save(part):
+        with open(part, "w", newline="") as f:
+            table = csv.DictWriter(f, list(dict.fromkeys(k for row in rows for k in row)))
+            table.writeheader()
+            table.writerows(rows)
+    write(file, save)

@@ -4,6 +4,7 @@ import json
 import re
 import runpy
 import shlex
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -89,3 +90,47 @@ def test_speed_table_is_made_of_the_file_in_results():
     numbers = re.findall(r" ([\d.]+)(?: \w+/s)?$", bench, re.M)
     rows = [[c.strip() for c in line.strip("|").split("|")][1:] for line in README.splitlines() if "`python tests/bench_" in line]
     assert rows == [numbers[:3], [numbers[3], *numbers[5:]]]
+
+
+# ------------------------------------------------------------------------------------------------------- mirror_ablations
+
+RESULTS = ROOT / "results"
+
+
+def markdown(text):
+    """-> {first cell: the other cells}"""
+    return {cells[0]: cells[1:] for line in text.splitlines() if line.startswith("| ") for cells in [[c.strip() for c in line.strip("|\n ").split("|")]]}
+
+
+@pytest.mark.parametrize("data, seeds", [("patches", 3), ("cifar10_jpeg", 1)])
+def test_ablation_tables_are_those_of_results(data, seeds):
+    text = (RESULTS / f"mirror_ablations-all-{data}.md").read_text()
+    assert text in README
+    tables = [{row["variant"]: row for row in csv.DictReader(open(f))} for f in sorted(RESULTS.glob(f"mirror_ablations-all-{data}-s?.csv"))]
+    assert len(tables) == seeds
+    rows = markdown(text)
+    header = rows.pop("variant")
+    assert set(rows) == set(tables[0])
+    for name, cells in rows.items():
+        for column, key, digits in (("kNN", "knn", 1), ("linear", "linear", 1), ("m_o", "m_o", 2), ("rank", "effective_rank", 1)):
+            x = [float(t[name][key]) for t in tables]
+            cell = f"{statistics.mean(x):.{digits}f}" + (f" ± {statistics.stdev(x):.{digits}f}" if seeds > 1 else "")
+            assert cells[header.index(column)] == cell, (name, column)
+        if name != "untrained":
+            P = name == "symmetric"
+            found = [(float(t[name]["m_o_P" if P else "m_o"]), float(t[name]["rank_P" if P else "effective_rank"])) for t in tables]
+            assert [t[name]["verdict"] for t in tables] == ["complete" if m >= 0.95 else "dimensional" if r <= 4 else "none" for m, r in found]
+
+
+def test_scan_table_is_that_of_results():
+    text = (RESULTS / "mirror_ablations-scan-patches-s0.md").read_text()
+    assert text in README
+    rows = [{k: float(v or "nan") for k, v in row.items()} for row in csv.DictReader(open(RESULTS / "mirror_ablations-scan-patches-s0.csv"))]
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines()[2:]]
+    assert len(lines) == 8
+    for line, last in zip(lines, (r for r in rows if r["epoch"] == 12)):
+        first, = (r for r in rows if r["epoch"] == 1 and all(r[k] == last[k] for k in ("pred_lr", "pred_weight_decay")))
+        assert [float(c.strip("×")) for c in line] == pytest.approx(
+            [last["pred_lr"], last["pred_weight_decay"], first["E_mean"], last["E_mean"], last["E_asym"], last["m_o"], last["effective_rank"],
+             last["knn"]], abs=0.051)
+        assert float(line[2]) == pytest.approx(first["E_mean"], abs=6e-5) and float(line[3]) == pytest.approx(last["E_mean"], abs=6e-5)
