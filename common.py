@@ -710,3 +710,30 @@ def write_csv(file, rows):
             table.writeheader()
             table.writerows(rows)
     write(file, save)
+
+
+def write_table(args, rows, columns):
+    """table.csv of these rows; table.md, with mean and standard deviation over all seeds that lie beside with the same settings.
+
+    rows: dicts, the same ones in the same order for every seed; columns: {key: (title, digits, or None for text)} -> the Markdown"""
+    folder = Path(args.out) / run_name(args)
+    write_csv(folder / "table.csv", rows)
+    write(folder / "args.json", lambda f: f.write_text(json.dumps({"args": vars(args)}, indent=2)))
+    seeds = [f.parent for f in sorted(folder.parent.glob(run_name(args, seed="*") + "/args.json"))]
+    tables = [list(csv.DictReader(open(f / "table.csv", newline=""))) for f in seeds if not differs(args, f)]
+    lines = [[title for title, _ in columns.values()], ["---"] * len(columns)]
+    for row in zip(*tables):
+        lines.append([])
+        for key, (_, digits) in columns.items():
+            values = [seed.get(key, "") for seed in row]
+            if digits is None:
+                cell = ", ".join(v + f" ({values.count(v)} of {len(row)})" * (values.count(v) < len(row)) for v in dict.fromkeys(values))
+            elif "" in values:
+                cell = ""
+            else:
+                x = torch.tensor([float(v) for v in values])
+                cell = f"{x.mean():.{digits}f}" + (f" ± {x.std():.{digits}f}" if len(x) > 1 else "")
+            lines[-1].append(cell)
+    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    write(folder / "table.md", lambda f: f.write_text(text, encoding="utf-8"))
+    return text

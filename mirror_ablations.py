@@ -12,15 +12,13 @@ stop-gradient, or with the predictor on the wrong path or on both, std falls fro
 predictor, its inverse after it, two linear layers or a bias alone it does not.  The README has the table over three seeds.
 
 Where we differ from the papers.  Our recipes end the projector without a BatchNorm, so that complete collapse shows as m_o -> 1;
-simsiam_bn, inverse, moving_average, two_fc, tanh_fc, bn_before_l2 and Wen & Li's heads have one, without affine.  `inverse` needs a
+simsiam_bn, inverse, moving_average, bn_..., two_fc, tanh_fc and Wen & Li's heads have one, without affine.  `inverse` needs a
 second head ten times as fast as the first, a bias needs 50 times the encoder's rate, E 100 times; the MLP has 10 times.  Zhang et
 al. train for 1000 epochs on CIFAR-100, with a final BN and the same rates for all; Wen & Li's settings are not known to us.
 """
-import csv
 import json
 import math
 import sys
-from collections import Counter
 from pathlib import Path
 
 import torch
@@ -47,7 +45,7 @@ VARIANTS = {                                                                    
     "simsiam": {}, "simsiam_bn": {"final_bn": "noaffine"}, "naive": {}, "mirror": {}, "symmetric": {}, "no_stopgrad": {},
     "inverse": {"final_bn": "noaffine", "pred_lr": 1.0, "inverse_lr": 10.0},      # h_inv must keep up with h
     "moving_average": {"final_bn": "noaffine"}, "same_batch": {},
-    "bn_after_l2": {}, "bn_before_l2": {"final_bn": "noaffine"},
+    "bn_after_l2": {"final_bn": "noaffine"}, "bn_before_l2": {"final_bn": "noaffine"},
     "two_fc": {"final_bn": "noaffine", "pred_lr": 1.0}, "tanh_fc": {"final_bn": "noaffine", "pred_lr": 1.0}, "bias": {"pred_lr": 50.0},
     "linear": HEAD, "identity_full": HEAD, "identity": HEAD, "identity_symmetric": HEAD, "identity_frozen": HEAD,
 }
@@ -306,15 +304,17 @@ def train(args, device, data):
 
 # Where a variant comes from, whether the paper says it collapses, and the paper's linear-probe accuracy (CIFAR-100, percent).
 PAPER = {
-    "simsiam": ("Table 2", "none", "66.62"), "simsiam_bn": ("Table 2", "none", "66.62"), "naive": ("Table 2", "collapse", "1"),
-    "mirror": ("Table 2", "collapse", "1"), "symmetric": ("Table 2", "collapse", "1"), "inverse": ("Fig. 3", "none", ""),
-    "no_stopgrad": ("Chen & He, 4.1", "collapse", ""), "moving_average": ("Table 1", "none", "46.57"),
-    "same_batch10": ("Table 1", "collapse", "1"), "same_batch25": ("Table 1", "collapse", "1"),
-    "bn_after_l2": ("section 4", "none", ""), "bn_before_l2": ("section 4", "collapse", ""), "two_fc": ("Table 5", "none", "66.7"),
-    "tanh_fc": ("Table 5", "none", "64.82"), "bias": ("Table 5", "none", "49.82"),
-    "identity": ("Wen & Li", "none", ""), "identity_full": ("Wen & Li", "none", ""), "identity_frozen": ("Wen & Li", "collapse", ""),
-    "identity_symmetric": ("", "", ""), "linear": ("Wen & Li", "none", ""),
+    "simsiam": ("Table 2", "none, 66.62"), "simsiam_bn": ("Table 2", "none, 66.62"), "naive": ("Table 2", "collapse, 1"),
+    "mirror": ("Table 2", "collapse, 1"), "symmetric": ("Table 2", "collapse, 1"), "no_stopgrad": ("Chen & He, 4.1", "collapse"),
+    "inverse": ("Fig. 3", "none"), "moving_average": ("Table 1", "none, 46.57"), "same_batch10": ("Table 1", "collapse, 1"),
+    "same_batch25": ("Table 1", "collapse, 1"), "bn_after_l2": ("section 4", "none"), "bn_before_l2": ("section 4", "collapse"),
+    "two_fc": ("Table 5", "none, 66.7"), "tanh_fc": ("Table 5", "none, 64.82"), "bias": ("Table 5", "none, 49.82"),
+    "linear": ("Wen & Li", "none"), "identity_full": ("Wen & Li", "none"), "identity": ("Wen & Li", "none"),
+    "identity_symmetric": ("", ""), "identity_frozen": ("Wen & Li", "collapse"),
 }
+COLUMNS = {"variant": ("variant", None), "paper": ("paper", None), "paper_says": ("its verdict, top-1", None),
+           "verdict": ("verdict here", None), "knn": ("kNN", 1), "linear": ("linear", 1), "std": ("std", 2), "m_o": ("m_o", 2),
+           "m_r": ("m_r", 2), "effective_rank": ("rank", 1), "m_o_P": ("m_o of P", 2), "rank_P": ("rank of P", 1), "cos_bias": ("cos(b, o)", 3)}
 GROUPS = {"Architectures (Table 2)": ["simsiam", "simsiam_bn", "no_stopgrad", "naive", "mirror", "symmetric"],
           "Targets (Fig. 3, Table 1)": ["inverse", "moving_average", "same_batch10", "same_batch25"],
           "BN and small predictors (section 4)": ["two_fc", "tanh_fc", "bias", "bn_after_l2", "bn_before_l2"],
@@ -327,7 +327,7 @@ def verdict(m_o, effective_rank):
 
 def linear_probe(net, data, dry_run):
     """Top-1 of a linear layer on the frozen backbone's features, percent."""
-    labelled, n = data.train_y >= 0, 256 if dry_run else len(data.train_x)
+    labelled, n = data.train_y >= 0, 256 if dry_run else sys.maxsize
     train, test = (common.extract_features(net, x[:n], data.mean, data.std) for x in (data.train_x[labelled], data.test_x))
     return common.linear_probe(train, data.train_y[labelled][:n], test, data.test_y[:n], epochs=2 if dry_run else 100)[0]
 
@@ -347,7 +347,7 @@ def report(run, model, data):
 # ------------------------------------------------------------------------------------------------------- --all, --scan
 
 def run_all(args, argv, device, data):
-    """Every variant; then table.csv, table.md (mean and standard deviation over the seeds that lie beside) and variants.png."""
+    """Every variant, then the table (over all seeds that lie beside) and the figure."""
     folder = Path(args.out) / common.run_name(args)
     jobs = {v: ["--variant", v] for v in VARIANTS if v != "same_batch"}
     for n in (10, 25):                                                     # n views a step cost more, so these get fewer epochs
@@ -360,36 +360,14 @@ def run_all(args, argv, device, data):
     runs = dict(zip(names, common.run_jobs(jobs, lambda job: train(job, device, data))))
 
     common.setup(args)
-    untrained = linear_probe(Siamese(args).to(device).encoder.backbone, data, args.dry_run)
-    rows = {name: json.loads((f / "result.json").read_text()) for name, f in runs.items()}
+    untrained = {"variant": "untrained", "linear": linear_probe(Siamese(args).to(device).encoder.backbone, data, args.dry_run)}
     start = common.read_csv(runs[names[0]] / "metrics.csv")[0]
-    start = {k: start[k] for k in ("knn", "std", "m_o", "m_r", "effective_rank")}
-    common.write_csv(folder / "table.csv", [{"variant": "untrained", "linear": untrained, **start}, *rows.values()])
-    common.write(folder / "args.json", lambda f: f.write_text(json.dumps({"args": vars(args)}, indent=2)))
-    seeds = [f.parent for f in sorted(folder.parent.glob(common.run_name(args, seed="*") + "/args.json"))]
-    seeds = [f for f in seeds if not common.differs(args, f)]
-    text = table([list(csv.DictReader(open(f / "table.csv", newline=""))) for f in seeds])
-    common.write(folder / "table.md", lambda f: f.write_text(text, encoding="utf-8"))
-    common.write(folder / "variants.png", lambda f: draw(runs, rows).savefig(f, dpi=100, format="png"))
-    print(f"\n{text}\n{folder}: table.csv, table.md (seeds: {len(seeds)}), variants.png")
-
-
-def table(seeds):
-    """Markdown.  seeds: for every seed the rows of its table.csv"""
-    columns = {"knn": ("kNN", 1), "linear": ("linear", 1), "std": ("std", 2), "m_o": ("m_o", 2), "m_r": ("m_r", 2),
-               "effective_rank": ("rank", 1), "m_o_P": ("m_o of P", 2), "rank_P": ("rank of P", 1), "cos_bias": ("cos(b, o)", 3)}
-    lines = ["| variant | paper | its verdict, top-1 | verdict here | " + " | ".join(name for name, _ in columns.values()) + " |"]
-    lines.append("|---" * (4 + len(columns)) + "|")
-    for rows in zip(*seeds):
-        where, said, top1 = PAPER.get(rows[0]["variant"], ("", "", ""))
-        found = Counter(row["verdict"] for row in rows)
-        found = ", ".join(v if n == len(rows) else f"{v} ({n} of {len(rows)})" for v, n in found.most_common())
-        cells = [rows[0]["variant"], where, ", ".join(filter(None, (said, top1))), found]
-        for key, (_, digits) in columns.items():
-            x = torch.tensor([float(row[key] or "nan") for row in rows])
-            cells.append("" if x.isnan().any() else f"{x.mean():.{digits}f}" + (f" ± {x.std():.{digits}f}" if len(x) > 1 else ""))
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    untrained |= {k: start[k] for k in ("knn", "std", "m_o", "m_r", "effective_rank")}
+    results = {name: json.loads((f / "result.json").read_text()) for name, f in runs.items()}
+    rows = [dict(zip(("paper", "paper_says"), PAPER[name])) | result for name, result in results.items()]
+    text = common.write_table(args, [untrained, *rows], COLUMNS)
+    common.write(folder / "variants.png", lambda f: draw(runs, results).savefig(f, dpi=100, format="png"))
+    print(f"\n{text}\n{folder}: table.csv, table.md, variants.png")
 
 
 def draw(runs, results):
@@ -439,11 +417,12 @@ def run_scan(args, argv, device, data):
     rows = [{"pred_lr": rate, "pred_weight_decay": decay, **row}
             for (rate, decay), f in zip(SCAN, folders) for row in common.read_csv(f / "metrics.csv")]
     common.write_csv(folder / "scan.csv", rows)
-    text = "| head's rate | decay | mean off-diagonal after epoch 1 | at the end | asymmetry | m_o | rank | kNN |\n" + "|---" * 8 + "|\n"
-    for first, last in [(r, rows[i + args.epochs - 1]) for i, r in enumerate(rows) if r["epoch"] == 1]:
-        text += (f"| ×{last['pred_lr']:g} | {last['pred_weight_decay']:g} | {first['E_mean']:.4f} | {last['E_mean']:.4f} | {last['E_asym']:.2f} | "
-                 f"{last['m_o']:.2f} | {last['effective_rank']:.1f} | {last['knn']:.1f} |\n")
-    common.write(folder / "scan.md", lambda f: f.write_text(text, encoding="utf-8"))
+    last = [{"pred_lr": rate, "pred_weight_decay": decay, "E_mean_1": common.read_csv(f / "metrics.csv")[1]["E_mean"],
+             **json.loads((f / "result.json").read_text())} for (rate, decay), f in zip(SCAN, folders)]
+    text = common.write_table(args, last, {
+        "pred_lr": ("head's rate ×", 0), "pred_weight_decay": ("decay", 4), "E_mean_1": ("mean off-diagonal after epoch 1", 4),
+        "E_mean": ("at the end", 4), "E_asym": ("asymmetry", 2), "verdict": ("collapse", None), "m_o": ("m_o", 2),
+        "effective_rank": ("rank", 1), "knn": ("kNN", 1), "linear": ("linear", 1)})
 
     from matplotlib.figure import Figure
     figure = Figure(figsize=(12, 6.5), layout="constrained")
@@ -461,7 +440,7 @@ def run_scan(args, argv, device, data):
         axis.set_xlabel("epoch")
     figure.legend(handles=axes[0, 0].lines, loc="outside lower center", ncols=4, frameon=False)
     common.write(folder / "scan.png", lambda f: figure.savefig(f, dpi=100, format="png"))
-    print(f"\n{text}\n{folder}: scan.csv, scan.md, scan.png")
+    print(f"\n{text}\n{folder}: table.csv, table.md, scan.csv, scan.png")
 
 
 # ---------------------------------------------------------------------------------------------------------------- main
