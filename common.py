@@ -731,7 +731,7 @@ def write_table(args, rows, columns):
             elif "" in values:
                 cell = ""
             else:
-                x = torch.tensor([float(v) for v in values])
+                x = torch.tensor([float(v) for v in values], dtype=torch.double)
                 cell = f"{x.mean():.{digits}f}" + (f" ± {x.std():.{digits}f}" if len(x) > 1 else "")
             lines[-1].append(cell)
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
