@@ -12,9 +12,9 @@ stop-gradient, or with the predictor on the wrong path or on both, std falls fro
 predictor, its inverse after it, two linear layers or a bias alone it does not.  The README has the table over three seeds.
 
 Where we differ from the papers.  Our recipes end the projector without a BatchNorm, so that complete collapse shows as m_o -> 1;
-simsiam_bn, inverse, moving_average, bn_..., two_fc, tanh_fc and Wen & Li's heads have one, without affine.  `inverse` needs a
-second head ten times as fast as the first, a bias needs 50 times the encoder's rate, E 100 times; the MLP has 10 times.  Zhang et
-al. train for 1000 epochs on CIFAR-100, with a final BN and the same rates for all; Wen & Li's settings are not known to us.
+simsiam_bn, inverse, moving_average, bn_before_l2, bn_after_l2, two_fc, tanh_fc and Wen & Li's heads have one, without affine.
+`inverse` needs a second head ten times as fast as the first, a bias needs 50 times the encoder's rate, E 100 times; the MLP has
+10 times.  Zhang et al. train for 1000 epochs on CIFAR-100, with a final BN; Wen & Li's settings are not known to us.
 """
 import json
 import math
@@ -430,11 +430,12 @@ def run_scan(args, argv, device, data):
     panels = {"E_max": "largest |off-diagonal of E|", "E_mean": "mean |off-diagonal of E|", "E_asym": "asymmetry ||E - E$^T$|| / ||E||",
               "m_o": "m_o of Z (1: complete collapse)", "effective_rank": "effective rank of Z", "knn": "kNN accuracy (%)"}
     for axis, (key, title) in zip(axes.flat, panels.items()):
+        log = key in ("E_max", "E_mean")                                   # where epoch 0, E = I, cannot be drawn
         for i, (rate, decay) in enumerate(SCAN):
-            here = [r for r in rows if (r["pred_lr"], r["pred_weight_decay"]) == (rate, decay) and not math.isnan(r[key])]
+            here = [r for r in rows if (r["pred_lr"], r["pred_weight_decay"]) == (rate, decay) and not math.isnan(r[key])][int(log):]
             axis.plot([r["epoch"] for r in here], [r[key] for r in here], color=f"C{i % 4}", ls="--" if decay else "-", label=f"head's rate ×{rate:g}, decay {decay:g}")
-        axis.set(title=title, yscale="log" if key in ("E_max", "E_mean") else "linear")              # epoch 0, E = I, is at -inf
-        axis.set_ylim(bottom=None if key in ("E_max", "E_mean") else 0)
+        axis.set(title=title, yscale="log" if log else "linear")
+        axis.set_ylim(bottom=None if log else 0)
         axis.xaxis.get_major_locator().set_params(integer=True)
     for axis in axes[1]:
         axis.set_xlabel("epoch")

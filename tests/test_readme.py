@@ -133,3 +133,13 @@ def test_scan_table_is_that_of_results():
         assert line[:9] == [f"{last['pred_lr']:.0f}", f"{last['pred_weight_decay']:.4f}", f"{first['E_mean']:.4f}", f"{last['E_mean']:.4f}",
                             f"{last['E_asym']:.2f}", "none" if last["effective_rank"] > 4 else "dimensional", f"{last['m_o']:.2f}",
                             f"{last['effective_rank']:.1f}", f"{last['knn']:.1f}"]
+
+
+def test_numbers_in_the_text_about_the_head_are_those_of_results():
+    rows = {int(r["epoch"]): float(r["E_mean"]) for r in csv.DictReader(open(RESULTS / "mirror_ablations-identity-patches-s0-24epochs.csv"))}
+    assert f"mean off-diagonal {rows[1]:.3f} after 1 epoch, {rows[12]:.3f} after 12, {rows[24]:.3f} after 24)" in README.replace("\n", " ")
+    table = markdown((RESULTS / "mirror_ablations-all-patches.md").read_text())
+    rank = {name: cells[table["variant"].index("rank")] for name, cells in table.items()}
+    text = README.replace("\n", " ")
+    assert f"with rank {rank['identity_frozen']}, with E at 100 times the encoder's rate with {rank['identity']}." in text
+    assert f"`identity_symmetric`, rank {rank['identity_symmetric']}, collapsed" in text
