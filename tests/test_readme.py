@@ -99,7 +99,7 @@ RESULTS = ROOT / "results"
 
 def markdown(text):
     """-> {first cell: the other cells}"""
-    return {cells[0]: cells[1:] for line in text.splitlines() if line.startswith("| ") for cells in [[c.strip() for c in line.strip("|\n ").split("|")]]}
+    return {cells[0]: cells[1:] for line in text.splitlines() if line.startswith("| ") and "---" not in line for cells in [[c.strip() for c in line.strip("|\n ").split("|")]]}
 
 
 @pytest.mark.parametrize("data, seeds", [("patches", 3), ("cifar10_jpeg", 1)])
