@@ -46,7 +46,8 @@ FLAGS = {                                                 # the flags of every s
     "compile": (False, "torch.compile the model"),
     "dry_run": (False, "two steps of everything, in seconds"),
 }
-MAY_BE_ZERO = {"limit", "seed", "weight_decay", "pred_weight_decay", "warmup_epochs"}
+MAY_BE_ZERO = {"limit", "seed", "weight_decay", "pred_weight_decay", "warmup_epochs", "ema", "solarize_p", "rho", "eps"}
+BELOW_ONE = {"ema", "rho"}                                # shares of the past
 
 
 class Parser(argparse.ArgumentParser):
@@ -65,7 +66,7 @@ def parse_args(file, doc, recipes, argv=None, choices=(), flags={}, presets={}):
     by_recipe = {k: (v, ", ".join(f"{d} {r[k]}" for d, r in recipes.items())) for k, v in recipes["patches"].items()}
     choices = {flag: tuple(by_value) for flag, by_value in presets.items()} | dict(choices)
     for name, (value, text) in (FLAGS | flags | by_recipe).items():
-        kind = {"action": "store_true"} if isinstance(value, bool) else {"type": type(value), "choices": choices.get(name)}
+        kind = {"action": argparse.BooleanOptionalAction if value else "store_true"} if isinstance(value, bool) else {"type": type(value), "choices": choices.get(name)}
         parser.add_argument("--" + name.replace("_", "-"), help=text, **kind)
     given = vars(parser.parse_args(argv))
     saved = read_run(given["resume"])["args"] if given.get("resume") else {}
@@ -77,6 +78,8 @@ def parse_args(file, doc, recipes, argv=None, choices=(), flags={}, presets={}):
     for name, value in args.items():
         if type(value) in (int, float) and not (0 < value < math.inf or value == 0 and name in MAY_BE_ZERO):
             fail(f"--{name.replace('_', '-')} must be {'zero or more' if name in MAY_BE_ZERO else 'more than zero'}, not {value}")
+        if name in BELOW_ONE and value >= 1:
+            fail(f"--{name} is the share of the past that is kept: it must be below 1, not {value}")
     if args["batch_size"] < 2:
         fail("--batch-size must be at least 2: BatchNorm needs two images")
     if args["dry_run"]:
@@ -116,6 +119,13 @@ def rank():
 
 def world_size():
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def mean_of_ranks(x):
+    """The mean of x over all ranks; x itself where there is one."""
+    if world_size() > 1:
+        dist.all_reduce(x)
+    return x / world_size()
 
 
 # ---------------------------------------------------------------------------------------------------------------- data
@@ -419,6 +429,13 @@ def extract_features(net, x, mean, std, batch_size=500):
     return torch.cat(out)
 
 
+def labelled_features(net, data, few=False):
+    """-> train_feats, train_labels, test_feats, test_labels of the images with a label, for knn_accuracy and linear_probe; few: of 256."""
+    labelled, n = data.train_y >= 0, 256 if few else sys.maxsize
+    train, test = (extract_features(net, x[:n], data.mean, data.std) for x in (data.train_x[labelled], data.test_x))
+    return train, data.train_y[labelled][:n], test, data.test_y[:n]
+
+
 @torch.no_grad()
 def knn_accuracy(train_feats, train_labels, test_feats, test_labels, k=200, temperature=0.1):
     """kNN by cosine similarity, each neighbour's vote weighted by exp(similarity / temperature).  -> percent right
@@ -508,7 +525,7 @@ class Run:
 
     def __init__(self, args, model, optimizer, data):
         self.args, self.model, self.optimizer, self.data = args, model, optimizer, data
-        self.epoch, self.seconds, self.history = -1, 0.0, []
+        self.epoch, self.seconds, self.history, self.is_first = -1, 0.0, [], rank() == 0
         self.steps = min(len(data.train_x) // args.batch_size, 2 if args.dry_run else sys.maxsize)
         if self.steps == 0:
             fail(f"--batch-size {args.batch_size} is larger than the {len(data.train_x)} training images: lower it")
@@ -627,10 +644,24 @@ class Run:
             self.draw()
 
     def knn(self):
-        d, n = self.data, 256 if self.args.dry_run else sys.maxsize
-        has_label = d.train_y >= 0
-        train, test = (extract_features(self.model.encoder.backbone, x[:n], d.mean, d.std) for x in (d.train_x[has_label], d.test_x))
-        return knn_accuracy(train, d.train_y[has_label][:n], test, d.test_y[:n])
+        return knn_accuracy(*labelled_features(self.model.encoder.backbone, self.data, self.args.dry_run))
+
+    def log(self, name, rows):
+        """Add rows (dicts of numbers) of this epoch to a csv in the run folder; before end_epoch, so that a kill loses none."""
+        if rank() == 0:
+            file, epoch = self.folder / name, self.epoch + 1
+            before = [row for row in read_csv(file) if row["epoch"] < epoch] if file.exists() else []
+            write_csv(file, [*before, *({"epoch": epoch, **row} for row in rows)])
+
+    def finish(self, **first):
+        """result.json, for run_jobs the sign that a run is done: `first`, a linear probe's top-1 and the last epoch's row.
+
+        -> that dict; None on all ranks but the first"""
+        if self.is_first:
+            probe = linear_probe(*labelled_features(self.model.encoder.backbone, self.data, self.args.dry_run), epochs=2 if self.args.dry_run else 100)
+            result = {**first, "linear": probe[0], **self.history[-1]}
+            write(self.folder / "result.json", lambda f: f.write_text(json.dumps(result, indent=2)))
+            return result
 
     def print_row(self, row, header):
         short = {"images_per_second": "img/s", "effective_rank": "rank", "covariance": "cov"}

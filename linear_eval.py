@@ -17,9 +17,7 @@ import common
 
 def evaluate(net, data, args):
     """-> {"knn", "top1", "top5"}, percent.  net: images -> [B, D]"""
-    labelled = data.train_y >= 0
-    train, test = (common.extract_features(net, x, data.mean, data.std) for x in (data.train_x[labelled], data.test_x))
-    feats = train, data.train_y[labelled], test, data.test_y
+    feats = common.labelled_features(net, data)
     top1, top5 = common.linear_probe(*feats, epochs=args.epochs, lr=args.lr, batch_size=args.batch_size)
     return {"knn": common.knn_accuracy(*feats), "top1": top1, "top5": top5}
 

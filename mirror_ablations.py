@@ -276,7 +276,7 @@ def train(args, device, data):
             groups.append({"params": list(head.parameters()), "lr": lr * rate, "weight_decay": args.pred_weight_decay})
     optimizer = torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=args.weight_decay)
     run = common.Run(args, model, optimizer, data)
-    net, first = run.parallel(), common.rank() == 0
+    net = run.parallel()
 
     for epoch in run.epochs():
         losses = []
@@ -295,8 +295,8 @@ def train(args, device, data):
             optimizer.step()
             constrain(model)
         run.end_epoch(losses, lr=optimizer.param_groups[0]["lr"], z=torch.cat(z).detach(), **head_metrics(model, z, p))
-    if first:
-        report(run, model, data)
+    if run.is_first:
+        report(run)
     return model
 
 
@@ -325,23 +325,12 @@ def verdict(m_o, effective_rank):
     return "complete" if m_o >= 0.95 else "dimensional" if effective_rank <= 4 else "none"
 
 
-def linear_probe(net, data, dry_run):
-    """Top-1 of a linear layer on the frozen backbone's features, percent."""
-    labelled, n = data.train_y >= 0, 256 if dry_run else sys.maxsize
-    train, test = (common.extract_features(net, x[:n], data.mean, data.std) for x in (data.train_x[labelled], data.test_x))
-    return common.linear_probe(train, data.train_y[labelled][:n], test, data.test_y[:n], epochs=2 if dry_run else 100)[0]
-
-
-def report(run, model, data):
-    """result.json: the last epoch's metrics, a linear probe, and the verdict.
-
-    The verdict is on Z; on P for `symmetric`, whose loss compares P with P, so that h after f is the encoder."""
-    last = run.history[-1]
-    result = {"variant": run.args.label, "linear": linear_probe(model.encoder.backbone, data, run.args.dry_run), **last}
-    on_P = run.args.variant == "symmetric"
-    result["verdict"] = verdict(last["m_o_P"], last["rank_P"]) if on_P else verdict(last["m_o"], last["effective_rank"])
-    common.write(run.folder / "result.json", lambda f: f.write_text(json.dumps(result, indent=2)))
-    print(f"collapse of {run.args.label}{' (on P)' if on_P else ''}: {result['verdict']}; linear probe {result['linear']:.1f} %")
+def report(run):
+    """result.json, with the verdict on Z; on P for `symmetric`, whose loss compares P with P, so that h after f is the encoder."""
+    last, on_P = run.history[-1], run.args.variant == "symmetric"
+    found = verdict(last["m_o_P"], last["rank_P"]) if on_P else verdict(last["m_o"], last["effective_rank"])
+    result = run.finish(variant=run.args.label, verdict=found)
+    print(f"collapse of {run.args.label}{' (on P)' if on_P else ''}: {found}; linear probe {result['linear']:.1f} %")
 
 
 # ------------------------------------------------------------------------------------------------------- --all, --scan
@@ -360,7 +349,8 @@ def run_all(args, argv, device, data):
     runs = dict(zip(names, common.run_jobs(jobs, lambda job: train(job, device, data))))
 
     common.setup(args)
-    untrained = {"variant": "untrained", "linear": linear_probe(Siamese(args).to(device).encoder.backbone, data, args.dry_run)}
+    feats = common.labelled_features(Siamese(args).to(device).encoder.backbone, data, args.dry_run)
+    untrained = {"variant": "untrained", "linear": common.linear_probe(*feats, epochs=2 if args.dry_run else 100)[0]}
     start = common.read_csv(runs[names[0]] / "metrics.csv")[0]
     untrained |= {k: start[k] for k in ("knn", "std", "m_o", "m_r", "effective_rank")}
     results = {name: json.loads((f / "result.json").read_text()) for name, f in runs.items()}

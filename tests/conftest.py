@@ -78,3 +78,55 @@ def fake_cifar(tmp_path, monkeypatch):
     names = dump(folder, "meta", {"fine_label_names": [f"c{i}" for i in range(100)]})
     monkeypatch.setattr(c100, "meta", {"filename": names[0], "key": "fine_label_names", "md5": names[1]})
     return root
+
+
+@pytest.fixture
+def first_step(monkeypatch, in_tmp):
+    """first_step(module, *flags) -> model as before its first training step, its two views, {name: gradient of that step or None}."""
+    def run(module, *flags):
+        import common
+        grads, batches, real_step, real_batches = [], [], torch.optim.SGD.step, common.Run.batches
+
+        def step(self, *a, **k):
+            grads.append({id(p): p.grad if p.grad is None else p.grad.clone() for g in self.param_groups for p in g["params"]})
+            return real_step(self, *a, **k)
+
+        def views(x, *_, **__):
+            return (x.float() / 255 - 0.5).flip(3) * torch.rand(len(x), 1, 1, 1)
+
+        def record(self):
+            for t, x in real_batches(self):
+                batches.append((self.epoch, x.clone(), torch.get_rng_state(), {k: v.clone() for k, v in self.model.state_dict().items()}))
+                yield t, x
+
+        monkeypatch.setattr(torch.optim.SGD, "step", step)
+        monkeypatch.setattr(common, "augment", views)
+        monkeypatch.setattr(common.Run, "batches", record)
+        model = module.main(["--dry-run", *flags])
+        _, x, rng, state = next(b for b in batches if b[0] == 0)                    # the first trained batch
+        torch.set_rng_state(rng)
+        x1, x2 = views(x), views(x)
+        model.load_state_dict(state)
+        return model, x1, x2, {name: grads[0].get(id(p)) for name, p in model.named_parameters()}
+    return run
+
+
+@pytest.fixture
+def whole_and_cut(monkeypatch, in_tmp):
+    """whole_and_cut(module, *flags) -> last.pt's model of a run of two epochs, and of one that stopped after the first and was resumed."""
+    def run(module, *flags):
+        import common
+        flags, real_end = [*flags, "--limit", "300", "--epochs", "2", "--out"], common.Run.end_epoch
+
+        def stop_after_1(self, *a, **k):
+            real_end(self, *a, **k)
+            if self.epoch == 1 and not self.args.resume:
+                raise KeyboardInterrupt
+        module.main([*flags, "whole"])
+        monkeypatch.setattr(common.Run, "end_epoch", stop_after_1)
+        with pytest.raises(KeyboardInterrupt):
+            module.main([*flags, "cut"])
+        folder, = Path("cut").iterdir()
+        module.main(["--resume", str(folder)])
+        return [torch.load(Path(out) / folder.name / "last.pt", weights_only=True)["model"] for out in ("whole", "cut")]
+    return run

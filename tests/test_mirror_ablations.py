@@ -290,20 +290,8 @@ def test_every_variant_runs_and_linear_eval_reads_it(variant, in_tmp):
     assert linear_eval.main([str(folder), "--epochs", "1"])["trained"]["epoch"] == 1
 
 
-def test_a_resumed_memory_bank_goes_on_as_if_uninterrupted(in_tmp, monkeypatch):
-    flags = "--variant moving_average --limit 300 --epochs 2 --out".split()
-    M.main([*flags, "whole"])
-    real_end, folder = common.Run.end_epoch, "cut/mirror_ablations-moving_average-patches-s0"
-
-    def stop_after_1(self, *a, **k):
-        real_end(self, *a, **k)
-        if self.epoch == 1 and not self.args.resume:
-            raise KeyboardInterrupt
-    monkeypatch.setattr(common.Run, "end_epoch", stop_after_1)
-    with pytest.raises(KeyboardInterrupt):
-        M.main([*flags, "cut"])
-    M.main(["--resume", folder])
-    a, b = (torch.load(f"{f}/mirror_ablations-moving_average-patches-s0/last.pt", weights_only=True)["model"] for f in ("whole", "cut"))
+def test_a_resumed_memory_bank_goes_on_as_if_uninterrupted(whole_and_cut):
+    a, b = whole_and_cut(M, "--variant", "moving_average")
     assert all(torch.equal(a[k], b[k]) for k in a) and a["eta"].shape == (300, 256)
 
 
