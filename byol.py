@@ -19,15 +19,19 @@ import common
 # lr is for a batch of 256: the rate used is lr * batch_size / 256.  solarize_p: of the second view alone.
 RECIPES = {
     "patches": dict(arch="small", epochs=16, batch_size=64, lr=0.1, weight_decay=4e-3, warmup_epochs=0,      # ours
-                    proj_hidden=256, proj_dim=256, pred_hidden=256, final_bn="noaffine", pred_lr=10.0, ema=0.95, ema_schedule="constant", solarize_p=0.0),
-    # lightly's benchmark: SGD, 0.06 at batch 128 and weight decay 5e-4 for a loss a quarter of ours, which is lr / 4 and decay * 4
+                    proj_hidden=256, proj_dim=256, pred_hidden=256, final_bn="noaffine", pred_lr=10.0,
+                    ema=0.95, ema_schedule="constant", min_scale=0.2, solarize_p=0.0),
+    # lightly's benchmark.  Its 0.06 at batch 128 and decay of 5e-4 are for a loss a quarter of ours, which makes lr / 4 and decay * 4.
     "cifar10": dict(arch="resnet18", epochs=200, batch_size=128, lr=0.03, weight_decay=2e-3, warmup_epochs=0,
-                    proj_hidden=1024, proj_dim=256, pred_hidden=1024, final_bn="none", pred_lr=1.0, ema=0.99, ema_schedule="constant", solarize_p=0.0),
-    # solo-learn's heads, EMA and solarization; theirs is LARS for 1000 epochs, the SGD is lightly's
-    "cifar100": dict(arch="resnet18", epochs=200, batch_size=256, lr=0.03, weight_decay=2e-3, warmup_epochs=10,
-                     proj_hidden=4096, proj_dim=256, pred_hidden=4096, final_bn="none", pred_lr=1.0, ema=0.99, ema_schedule="cosine", solarize_p=0.2),
+                    proj_hidden=1024, proj_dim=256, pred_hidden=1024, final_bn="none", pred_lr=1.0,
+                    ema=0.99, ema_schedule="constant", min_scale=0.2, solarize_p=0.0),
+    # solo-learn's heads, EMA, crops and solarization.  It trains with LARS for 1000 epochs; the SGD is lightly's.
+    "cifar100": dict(arch="resnet18", epochs=1000, batch_size=256, lr=0.03, weight_decay=2e-3, warmup_epochs=10,
+                     proj_hidden=4096, proj_dim=256, pred_hidden=4096, final_bn="none", pred_lr=1.0,
+                     ema=0.99, ema_schedule="cosine", min_scale=0.08, solarize_p=0.2),
     "other": dict(arch="small", epochs=70, batch_size=64, lr=0.1, weight_decay=4e-3, warmup_epochs=0,        # ours
-                  proj_hidden=256, proj_dim=256, pred_hidden=256, final_bn="noaffine", pred_lr=10.0, ema=0.95, ema_schedule="constant", solarize_p=0.0),
+                  proj_hidden=256, proj_dim=256, pred_hidden=256, final_bn="noaffine", pred_lr=10.0,
+                  ema=0.95, ema_schedule="constant", min_scale=0.2, solarize_p=0.0),
 }
 CHOICES = {"arch": common.ARCHS, "final_bn": ("none", "noaffine", "affine"), "predictor": ("mlp", "linear", "none"),
            "ema_schedule": ("constant", "cosine")}
@@ -51,8 +55,8 @@ class BYOL(nn.Module):
         self.encoder.projector = make_mlp(width, args.proj_hidden, args.proj_dim)
         if args.final_bn != "none":
             self.encoder.projector.append(nn.BatchNorm1d(args.proj_dim, affine=args.final_bn == "affine"))
-        self.predictor = {"mlp": lambda: make_mlp(args.proj_dim, args.pred_hidden, args.proj_dim),                     # h
-                          "linear": lambda: nn.Linear(args.proj_dim, args.proj_dim, bias=False), "none": nn.Identity}[args.predictor]()
+        self.predictor = (make_mlp(args.proj_dim, args.pred_hidden, args.proj_dim) if args.predictor == "mlp" else             # h
+                          nn.Linear(args.proj_dim, args.proj_dim, bias=False) if args.predictor == "linear" else nn.Identity())
         self.target = copy.deepcopy(self.encoder).requires_grad_(False) if args.ema else None       # f', a copy at the start
 
     def forward(self, x1, x2):
@@ -91,7 +95,8 @@ def main(argv=None):
     data = common.load_data(args.data, args.data_dir, args.size, device, args.limit)
     model = BYOL(args).to(device, memory_format=torch.channels_last)
     lr = args.lr * args.batch_size / 256
-    optimizer = torch.optim.SGD([{"params": model.encoder.parameters()}, {"params": model.predictor.parameters(), "lr": lr * args.pred_lr}],
+    optimizer = torch.optim.SGD([{"params": model.encoder.parameters()},
+                                 {"params": model.predictor.parameters(), "lr": lr * args.pred_lr}],
                                 lr, momentum=0.9, weight_decay=args.weight_decay)
     run = common.Run(args, model, optimizer, data)
     net = run.parallel()
@@ -101,11 +106,12 @@ def main(argv=None):
         for t, x in run.batches():                                         # epochs done so far; uint8 [B, 3, S, S]
             optimizer.param_groups[0]["lr"] = common.cosine_lr(lr, t, args.epochs, args.warmup_epochs)
 
-            x1, x2 = common.augment(x, data.mean, data.std), common.augment(x, data.mean, data.std, solarize_p=args.solarize_p)
+            x1 = common.augment(x, data.mean, data.std, args.min_scale)
+            x2 = common.augment(x, data.mean, data.std, args.min_scale, solarize_p=args.solarize_p)        # T' of the paper
             with common.autocast(device):                                  # bfloat16 on CUDA
                 p1, p2, z1, z2, t1, t2 = net(x1, x2)
                 loss = (2 + 2 * D(p1, t2.detach())) + (2 + 2 * D(p2, t1.detach()))
-                if args.no_stopgrad:
+                if args.no_stopgrad:                                       # here t1 is z1, t2 is z2
                     loss = (2 + 2 * D(p1, t2)) + (2 + 2 * D(p2, t1))
             losses.append(loss.detach())
             if epoch == 0:                                                 # the untrained net: measured, not trained
@@ -114,8 +120,8 @@ def main(argv=None):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            m = args.ema if args.ema_schedule == "constant" else 1 - (1 - args.ema) * (math.cos(math.pi * t / args.epochs) + 1) / 2
-            model.update_target(m)
+            cosine = (1 + math.cos(math.pi * t / args.epochs)) / 2         # from 1 to 0
+            model.update_target(args.ema if args.ema_schedule == "constant" else 1 - (1 - args.ema) * cosine)
         run.end_epoch(losses, lr=optimizer.param_groups[0]["lr"], z=torch.cat([z1, z2]).detach())
     return model
 

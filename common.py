@@ -66,7 +66,9 @@ def parse_args(file, doc, recipes, argv=None, choices=(), flags={}, presets={}):
     by_recipe = {k: (v, ", ".join(f"{d} {r[k]}" for d, r in recipes.items())) for k, v in recipes["patches"].items()}
     choices = {flag: tuple(by_value) for flag, by_value in presets.items()} | dict(choices)
     for name, (value, text) in (FLAGS | flags | by_recipe).items():
-        kind = {"action": argparse.BooleanOptionalAction if value else "store_true"} if isinstance(value, bool) else {"type": type(value), "choices": choices.get(name)}
+        kind = {"type": type(value), "choices": choices.get(name)}
+        if isinstance(value, bool):                                        # with --no-... where the default is to do it
+            kind = {"action": argparse.BooleanOptionalAction if value else "store_true"}
         parser.add_argument("--" + name.replace("_", "-"), help=text, **kind)
     given = vars(parser.parse_args(argv))
     saved = read_run(given["resume"])["args"] if given.get("resume") else {}
@@ -658,8 +660,8 @@ class Run:
 
         -> that dict; None on all ranks but the first"""
         if self.is_first:
-            probe = linear_probe(*labelled_features(self.model.encoder.backbone, self.data, self.args.dry_run), epochs=2 if self.args.dry_run else 100)
-            result = {**first, "linear": probe[0], **self.history[-1]}
+            feats, dry_run = labelled_features(self.model.encoder.backbone, self.data, self.args.dry_run), self.args.dry_run
+            result = {**first, "linear": linear_probe(*feats, epochs=2 if dry_run else 100)[0], **self.history[-1]}
             write(self.folder / "result.json", lambda f: f.write_text(json.dumps(result, indent=2)))
             return result
 

@@ -24,12 +24,13 @@ import common
 TIAN = dict(arch="resnet18", epochs=100, batch_size=128, lr=0.06, schedule="constant", weight_decay=4e-4, warmup_epochs=0,   # their code
             proj_hidden=512, proj_dim=128, pred_hidden=512, final_bn="none", predictor_bias=False, pred_lr=1.0, bias_lr=1.0,
             pred_weight_decay=4e-4, ema=0.996, rho=0.3, eps=0.1, alpha=0.5, min_scale=0.08)
-OURS = dict(arch="small", epochs=14, batch_size=64, lr=0.1, schedule="cosine", weight_decay=4e-3, warmup_epochs=0,
+OURS = dict(arch="small", epochs=16, batch_size=64, lr=0.1, schedule="cosine", weight_decay=4e-3, warmup_epochs=0,
             proj_hidden=256, proj_dim=128, pred_hidden=256, final_bn="noaffine", predictor_bias=True, pred_lr=1.0, bias_lr=100.0,
             pred_weight_decay=0.01, ema=0.95, rho=0.9, eps=0.1, alpha=0.5, min_scale=0.2)
 RECIPES = {"patches": OURS, "cifar10": TIAN, "cifar100": TIAN, "stl10": TIAN, "other": OURS | dict(epochs=70)}
-CHOICES = {"arch": common.ARCHS, "final_bn": ("none", "noaffine", "affine"), "schedule": ("constant", "cosine"), "predictor_layers": (1, 2), "sweep": ("", "predictor", "alpha", "weight-decay", "symmetric"),
-           "predictor": ("directpred", "directset", "directcopy", "optimal", "sgd", "symmetric")}
+CHOICES = {"arch": common.ARCHS, "final_bn": ("none", "noaffine", "affine"), "schedule": ("constant", "cosine"), "predictor_layers": (1, 2),
+           "predictor": ("directpred", "directset", "directcopy", "optimal", "sgd", "symmetric"),
+           "sweep": ("", "predictor", "alpha", "weight-decay", "symmetric")}
 FLAGS = {"predictor": ("directpred", "set from F (the first four), or trained: sgd, symmetric (kept symmetric after each step)"),
          "freq": (1, "W_p is set after every so many steps, and trained in between"),
          "predictor_layers": (1, "of a trained predictor: 1, linear, or 2 with BN and ReLU"),
@@ -66,6 +67,10 @@ def optimal_weight(F, C):
     return torch.linalg.solve_ex(F + ridge, C.T)[0].T
 
 
+SET = {"directpred": lambda F, C, args: directpred_weight(F, args.eps), "directset": lambda F, C, args: directset_weight(F, args.alpha, args.eps),
+       "directcopy": lambda F, C, args: directcopy_weight(F, args.eps), "optimal": lambda F, C, args: optimal_weight(F, C)}
+
+
 # ------------------------------------------------------------------------------------------------------------- network
 
 class DirectPred(nn.Module):
@@ -83,7 +88,7 @@ class DirectPred(nn.Module):
         self.predictor = nn.Linear(dim, dim, bias) if args.predictor_layers == 1 else nn.Sequential(                      # W_p
             nn.Linear(dim, args.pred_hidden, bias), nn.BatchNorm1d(args.pred_hidden), nn.ReLU(inplace=True),
             nn.Linear(args.pred_hidden, dim, bias))
-        if args.predictor not in ("sgd", "symmetric") and args.freq == 1:
+        if args.predictor in SET and args.freq == 1:
             self.predictor.weight.requires_grad_(False)                    # set after every step: no gradient at all
         if args.predictor == "symmetric":
             self.symmetrize()
@@ -108,13 +113,11 @@ class DirectPred(nn.Module):
     @torch.no_grad()
     def update_predictor(self, step):
         """After step number `step`, counted from 1: set W_p, or do what `symmetric` needs."""
-        a, (F, C) = self.args, self.FC
-        if a.predictor == "symmetric":
+        if self.args.predictor == "symmetric":
             self.symmetrize()
-        elif a.predictor != "sgd" and step % a.freq == 0:
-            W = (directpred_weight(F, a.eps) if a.predictor == "directpred" else directset_weight(F, a.alpha, a.eps)
-                 if a.predictor == "directset" else directcopy_weight(F, a.eps) if a.predictor == "directcopy" else optimal_weight(F, C))
-            self.predictor.weight.copy_(W)
+        elif self.args.predictor in SET and step % self.args.freq == 0:
+            F, C = self.FC.cpu() if self.FC.device.type == "mps" else self.FC                               # which has no eigh
+            self.predictor.weight.copy_(SET[self.args.predictor](F, C, self.args))
 
     @torch.no_grad()
     def symmetrize(self):
@@ -153,13 +156,13 @@ def eigenspace(net):
     align         mean of cos over the eigenvectors that carry 99 % of F's trace
     commutator    ||F W_p - W_p F|| / ||F|| ||W_p||, Frobenius norms: 0 when all eigenvectors are shared
     asymmetry     ||W_p - W_p^T|| / ||W_p||"""
-    F = net.FC[0].double().cpu()
+    F = net.FC[0].cpu().double()
     s, U = torch.linalg.eigh(F)
     s, U = s.flip(0), U.flip(1)
     table = {"s": s}
     columns = {"align": "", "commutator": "", "asymmetry": ""}
     if isinstance(net.predictor, nn.Linear):
-        W = net.predictor.weight.double().cpu()
+        W = net.predictor.weight.cpu().double()
         table |= {"p": (U * (W @ U)).sum(0), "cos": (U * (W @ U)).sum(0) / (W @ U).norm(dim=0),
                   "w": torch.linalg.eigvalsh((W + W.T) / 2).flip(0)}
         top = s.cumsum(0) - s < 0.99 * s.sum()
@@ -215,20 +218,22 @@ def draw(folder, args):
     figure = Figure(figsize=(13, 3.9) if linear else (4.5, 3.9), layout="constrained")
     left, *others = figure.subplots(1, 3 if linear else 1, squeeze=False)[0]
     draw_spectrum(left, modes)
-    left.set(xlabel="epoch", ylabel="share of F's trace", title="eigenvalues of F = E[z z$^T$], sorted")
+    left.set(ylabel="share of F's trace", title="eigenvalues of F = E[z z$^T$], sorted")
     if linear:
         middle, right = others
         for epoch, color in ((1, "0.75"), (history[-1]["epoch"], "C3")):
             here = [row for row in modes if row["epoch"] == epoch and row["s"] > 0]
-            most = max(row["p"] for row in here)
+            most = max(abs(row["p"]) for row in here)
             middle.plot([(row["s"] / here[0]["s"]) ** 0.5 for row in here], [row["p"] / most for row in here], ".", color=color,
                         label=f"epoch {epoch:.0f}")
         middle.axline((0, 0), (1, 1), color="k", ls="--", lw=1, label="invariance: p = √s")
-        middle.set(xlabel="√s of F's eigenvector, largest = 1", ylabel="p = u$^T$ W$_p$ u, largest = 1", title=f"eigenvalues of W$_p$ ({args.label})")
+        middle.set(xlabel="√s of F's eigenvector u, largest = 1", ylabel="p = u$^T$ W$_p$ u, largest = 1", title=f"eigenvalues of W$_p$ ({args.label})")
         middle.legend()
-        for key, text in (("align", "cos(u, W$_p$u), mean"), ("commutator", "‖FW$_p$ − W$_p$F‖ / ‖F‖‖W$_p$‖"), ("asymmetry", "‖W$_p$ − W$_p^T$‖ / ‖W$_p$‖")):
+        for key, text in (("align", "cos(u, W$_p$u), mean"), ("commutator", "‖FW$_p$ − W$_p$F‖ / ‖F‖‖W$_p$‖"),
+                          ("asymmetry", "‖W$_p$ − W$_p^T$‖ / ‖W$_p$‖")):
             right.plot([row["epoch"] for row in history], [row[key] for row in history], label=text)
         right.set(xlabel="epoch", title="do W$_p$ and F share eigenvectors?")
+        right.xaxis.get_major_locator().set_params(integer=True)
         right.legend()
     return figure
 
@@ -240,7 +245,8 @@ def draw_spectrum(axis, modes):
     s = [[max(row["s"], 0) for row in modes if row["epoch"] == epoch] for epoch in epochs]                  # [epoch][j]
     for j in range(len(s[0])):
         axis.plot(epochs, [line[j] / sum(line) for line in s], color=colormaps["viridis"](1 - j / len(s[0])), lw=0.8)
-    axis.set(yscale="log", ylim=(1e-7, 1.5))
+    axis.set(yscale="log", ylim=(1e-6, 1.5), xlabel="epoch")
+    axis.xaxis.get_major_locator().set_params(integer=True)
 
 
 # ------------------------------------------------------------------------------------------------------------- --sweep
@@ -256,12 +262,14 @@ def sweep_rows(args):
                 ("DirectCopy", "--predictor directcopy", "84.02"), ("trained", "--predictor sgd", "84.49"),
                 ("least squares", "--predictor optimal", "40.67 (STL-10)"), ("DirectPred, no EMA", "--predictor directpred --ema 0", "")]
     if args.sweep == "alpha":
-        return [(f"alpha {a}", f"--predictor directset --alpha {a}", paper) for a, paper in ((2, "82.96"), (1, "84.02"), (0.5, "84.88"), (0.25, "84.78"))]
+        return [(f"alpha {a}", f"--predictor directset --alpha {a}", paper)
+                for a, paper in ((2, "82.96"), (1, "84.02"), (0.5, "84.88"), (0.25, "84.78"))]
     if args.sweep == "weight-decay":
         return [(f"decay {d}", f"--predictor directcopy --weight-decay {d}", paper)
                 for d, paper in ((0, "79.15"), (0.0004, "84.02"), (0.001, "83.91"), (0.01, "65.31"))]
-    paper = iter({(1, False): (75.09, 74.51, 36.62, 72.85), (1, True): (74.52, 74.16, 36.04, 72.13),                   # STL-10
-                  (2, False): (71.58, 78.85, 35.59, 65.98), (2, True): (77.64, 78.53, 41.92, 65.59)}[args.predictor_layers, args.predictor_bias])
+    paper = {(1, False): (75.09, 74.51, 36.62, 72.85), (1, True): (74.52, 74.16, 36.04, 72.13),                       # STL-10
+             (2, False): (71.58, 78.85, 35.59, 65.98), (2, True): (77.64, 78.53, 41.92, 65.59)}
+    paper = iter(paper[args.predictor_layers, args.predictor_bias])
     return [(f"{kind}, {ema}", f"--predictor {predictor}" + flag, f"{next(paper)} (STL-10)")
             for ema, flag in (("EMA", ""), ("no EMA", " --ema 0")) for kind, predictor in (("symmetric", "symmetric"), ("regular", "sgd"))]
 
@@ -271,14 +279,15 @@ def run_sweep(args, argv, device, data):
     folder, rows = Path(args.out) / common.run_name(args), sweep_rows(args)
     jobs = [parse([*argv, *flags.split(), "--out", str(folder)], name) for name, flags, _ in rows]
     folders = common.run_jobs(jobs, lambda job: train(job, device, data))
-    results = [{"predictor": name, "paper": paper} | json.loads((f / "result.json").read_text()) for (name, _, paper), f in zip(rows, folders)]
+    results = [json.loads((f / "result.json").read_text()) | {"predictor": name, "paper": paper}
+               for (name, _, paper), f in zip(rows, folders)]
     text = common.write_table(args, results, COLUMNS)
 
     from matplotlib.figure import Figure
     figure = Figure(figsize=(3.1 * len(rows), 3.3), layout="constrained")
     for axis, result, f in zip(figure.subplots(1, len(rows), sharey=True), results, folders):
         draw_spectrum(axis, common.read_csv(f / "spectrum.csv"))
-        axis.set(title=f"{result['predictor']}: kNN {result['knn']:.1f}", xlabel="epoch")
+        axis.set_title(f"{result['predictor']}: kNN {result['knn']:.1f}")
     figure.axes[0].set_ylabel("eigenvalues of F, share of its trace")
     common.write(folder / "spectra.png", lambda f: figure.savefig(f, dpi=100, format="png"))
     print(f"\n{text}\n{folder}: table.csv, table.md, spectra.png")
@@ -289,9 +298,8 @@ def run_sweep(args, argv, device, data):
 def parse(argv, job=""):
     """job: the name of a row of --sweep"""
     args = common.parse_args(__file__, __doc__, RECIPES, argv, CHOICES, FLAGS)
-    trained = args.predictor in ("sgd", "symmetric")
-    if not args.sweep and not trained and args.predictor_layers == 2:
-        common.fail("--predictor-layers 2 is for the predictors that are trained: --predictor sgd or symmetric")
+    if args.predictor_layers == 2 and (args.sweep != "symmetric" if args.sweep else args.predictor in SET):
+        common.fail("--predictor-layers 2 is for predictors that are trained: --predictor sgd or symmetric, or --sweep symmetric")
     kind = ("-2layers" * (args.predictor_layers == 2) + ("-bias" if args.predictor_bias else "-nobias")) * (args.sweep == "symmetric")
     args.label = job.replace(", ", "-").replace(" ", "_") or (f"sweep-{args.sweep}{kind}" if args.sweep else args.predictor)
     if job:

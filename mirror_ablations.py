@@ -423,7 +423,8 @@ def run_scan(args, argv, device, data):
         log = key in ("E_max", "E_mean")                                   # where epoch 0, E = I, cannot be drawn
         for i, (rate, decay) in enumerate(SCAN):
             here = [r for r in rows if (r["pred_lr"], r["pred_weight_decay"]) == (rate, decay) and not math.isnan(r[key])][int(log):]
-            axis.plot([r["epoch"] for r in here], [r[key] for r in here], color=f"C{i % 4}", ls="--" if decay else "-", label=f"head's rate ×{rate:g}, decay {decay:g}")
+            axis.plot([r["epoch"] for r in here], [r[key] for r in here], color=f"C{i % 4}", ls="--" if decay else "-",
+                      label=f"head's rate ×{rate:g}, decay {decay:g}")
         axis.set(title=title, yscale="log" if log else "linear")
         axis.set_ylim(bottom=None if log else 0)
         axis.xaxis.get_major_locator().set_params(integer=True)

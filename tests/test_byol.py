@@ -1,14 +1,19 @@
 """BYOL: loss, target, its average, and what collapses."""
-import csv
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 import byol
 import common
+import linear_eval
 
 SMALL = "--proj-hidden 32 --proj-dim 24 --pred-hidden 16".split()
+
+
+def parse(*flags):
+    return common.parse_args(byol.__file__, "", byol.RECIPES, flags, byol.CHOICES, byol.FLAGS)
 
 
 def on_unit_sphere(p, t):
@@ -40,8 +45,7 @@ def test_no_stopgrad_lets_the_gradient_through_both_paths(first_step):
 
 def test_target_is_the_closed_form_average_of_weights_and_bn_buffers():
     """After k steps: m^k f'_0 + (1 - m) sum_i m^(k-i) f_i, for all of its tensors; it starts as a copy."""
-    args = byol.common.parse_args(byol.__file__, "", byol.RECIPES, SMALL, byol.CHOICES, byol.FLAGS)
-    model = byol.BYOL(args).double()
+    model = byol.BYOL(parse(*SMALL)).double()
     names = [k for k, v in model.encoder.state_dict().items() if v.is_floating_point()]
     assert any("running_var" in k for k in names)
     for k in names:
@@ -65,18 +69,20 @@ def test_momentum_of_the_target(flags, expected, in_tmp, monkeypatch):
     assert seen == pytest.approx([expected((i + 0.5) / 12) for i in range(12)])
 
 
-def test_recipes_of_the_papers():
-    cifar10, cifar100 = (byol.BYOL(common.parse_args(byol.__file__, "", byol.RECIPES, ["--data", d], byol.CHOICES, byol.FLAGS)) for d in ("cifar10", "cifar100"))
-    for model, hidden in ((cifar10, 1024), (cifar100, 4096)):
-        shapes = [(m.in_features, m.out_features) for head in (model.encoder.projector, model.predictor) for m in head if isinstance(m, torch.nn.Linear)]
-        assert shapes == [(512, hidden), (hidden, 256), (256, hidden), (hidden, 256)]
+@pytest.mark.parametrize("data, hidden, ema_schedule", [("cifar10", 1024, "constant"), ("cifar100", 4096, "cosine")])
+def test_recipes_of_the_papers(data, hidden, ema_schedule):
+    args = parse("--data", data)
+    model = byol.BYOL(args)
+    heads = [m for m in (*model.encoder.projector, *model.predictor) if isinstance(m, torch.nn.Linear)]
+    assert [(m.in_features, m.out_features) for m in heads] == [(512, hidden), (hidden, 256), (256, hidden), (hidden, 256)]
+    assert (args.ema, args.ema_schedule) == (0.99, ema_schedule)
 
 
 def test_only_the_second_view_is_solarized(in_tmp, monkeypatch):
     seen, real = [], common.augment
-    monkeypatch.setattr(common, "augment", lambda *a, **k: (seen.append(k.get("solarize_p", 0.0)), real(*a, **k))[1])
-    byol.main([*SMALL, "--dry-run", "--solarize-p", "0.2"])
-    assert seen == [0.0, 0.2] * 3
+    monkeypatch.setattr(common, "augment", lambda *a, **k: (seen.append((a[3], k.get("solarize_p", 0.0))), real(*a, **k))[1])
+    byol.main([*SMALL, "--dry-run", "--solarize-p", "0.2", "--min-scale", "0.08"])
+    assert seen == [(0.08, 0.0), (0.08, 0.2)] * 3
 
 
 def test_resumed_run_has_the_weights_of_an_uninterrupted_one(whole_and_cut):
@@ -89,12 +95,23 @@ def test_collapses_without_stop_gradient_and_not_with_it(in_tmp):
     flags = "--limit 1000 --epochs 5 --eval-every 5 --final-bn none --seed 3 --out".split()
     byol.main([*flags, "with"])
     byol.main([*flags, "without", "--no-stopgrad"])
-    healthy, collapsed = ({k: float(v) for k, v in list(csv.DictReader(open(next(common.Path(f).glob("*/metrics.csv")))))[-1].items()} for f in ("with", "without"))
+    healthy, collapsed = (common.read_csv(next(Path(folder).glob("*/metrics.csv")))[-1] for folder in ("with", "without"))
     assert healthy["std"] > 0.4 and healthy["m_o"] < 0.95, healthy
     assert collapsed["m_o"] > 0.97 and collapsed["std"] < 0.25, collapsed
 
 
-@pytest.mark.parametrize("flags, words", [("--ema 1", "--ema"), ("--ema -0.1", "--ema"), ("--predictor deep", "--predictor"), ("--ema-schedule linear", "--ema-schedule")])
+@pytest.mark.parametrize("flags", ["--data cifar10", "--data cifar100 --batch-size 8", "--data pics", "--predictor linear --final-bn affine",
+                                   "--predictor none --ema 0", "--ema-schedule cosine --ema 0.996"])
+def test_every_kind_of_run_and_linear_eval(flags, in_tmp, fake_cifar, image_folder):
+    byol.main([*flags.split(), "--dry-run"])
+    folder, = Path("runs").iterdir()
+    label = {"--predictor linear --final-bn affine": "-linear", "--predictor none --ema 0": "-none-no_ema"}.get(flags, "")
+    assert folder.name.startswith(f"byol{label}-") and len(common.read_csv(folder / "metrics.csv")) == 2
+    assert linear_eval.main([str(folder), "--epochs", "1"])["trained"]["epoch"] == 1
+
+
+@pytest.mark.parametrize("flags, words", [("--ema 1", "--ema"), ("--ema -0.1", "--ema"), ("--predictor deep", "--predictor"),
+                                          ("--ema-schedule linear", "--ema-schedule")])
 def test_bad_input(flags, words, in_tmp, capsys):
     with pytest.raises(SystemExit) as stop:
         byol.main(flags.split())

@@ -135,6 +135,12 @@ def test_symmetric_predictor_is_symmetric_after_every_step(layers, in_tmp, monke
     assert len(off["symmetric"]) == 8 and max(off["symmetric"]) < 1e-6 < 1e-2 < min(off["sgd"])
 
 
+def test_bias_comes_with_the_recipe_and_can_be_turned():
+    assert P.parse([]).predictor_bias and not P.parse(["--no-predictor-bias"]).predictor_bias
+    assert not P.parse(["--data", "cifar10"]).predictor_bias and P.parse(["--data", "cifar10", "--predictor-bias"]).predictor_bias
+    assert make("--no-predictor-bias").predictor.bias is None and make().predictor.bias.requires_grad
+
+
 def test_columns_of_the_eigenspace_against_numpy():
     net = make("--predictor", "sgd")
     rng = np.random.default_rng(0)
@@ -228,7 +234,8 @@ def test_sweep_makes_a_table_and_trains_nothing_twice(sweep, n, label, in_tmp, m
     assert len(trained) == n and (folder / "table.md").read_text() == table
 
 
-@pytest.mark.parametrize("flags, words", [("--sweep alpha --predictor sgd", "--predictor"), ("--predictor directpred --predictor-layers 2", "--predictor-layers"),
+@pytest.mark.parametrize("flags, words", [("--sweep alpha --predictor sgd", "--predictor"), ("--predictor-layers 2", "--predictor-layers"),
+                                          ("--sweep alpha --predictor-layers 2", "--predictor-layers"), ("--sweep alpha --resume runs/x", "runs/x"),
                                           ("--rho 1", "--rho"), ("--freq 0", "--freq"), ("--predictor mlp", "mlp"), ("--sweep beta", "beta"), ("--eps -1", "--eps")])
 def test_bad_input(flags, words, in_tmp, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -143,3 +143,32 @@ def test_numbers_in_the_text_about_the_head_are_those_of_results():
     text = README.replace("\n", " ")
     assert f"with rank {rank['identity_frozen']}, with E at 100 times the encoder's rate with {rank['identity']}." in text
     assert f"`identity_symmetric`, rank {rank['identity_symmetric']}, collapsed" in text
+
+
+# ------------------------------------------------------------------------------------------------------ byol, directpred
+
+def mean_std(values, digits):
+    x = [float(v) for v in values]
+    return f"{statistics.mean(x):.{digits}f}" + (f" ± {statistics.stdev(x):.{digits}f}" if len(x) > 1 else "")
+
+
+@pytest.mark.parametrize("flags, label", [("", ""), (" --predictor linear", "-linear"), (" --predictor none", "-none"),
+                                          (" --predictor none --ema 0", "-none-no_ema"), (" --no-stopgrad", "-no_stopgrad")])
+def test_byol_table_is_made_of_the_files_in_results(flags, label):
+    row, = (line for line in README.splitlines() if line.startswith(f"| `python byol.py{flags}` |"))
+    last = [list(csv.DictReader(open(f)))[-1] for f in sorted(RESULTS.glob(f"byol{label}-patches-s?.csv"))]
+    assert len(last) == 3 and {r["epoch"] for r in last} == {"16"}
+    expected = [mean_std([r[key] for r in last], d) for key, d in (("knn", 1), ("std", 2), ("m_o", 2), ("effective_rank", 1))]
+    assert [c.strip() for c in row.strip("|").split("|")][1:] == [*expected, f"{statistics.mean(float(r['seconds']) for r in last):.0f}"]
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("directpred-sweep-*.md")), ids=lambda f: f.stem)
+def test_directpred_tables_are_those_of_results(file):
+    assert file.read_text() in README
+    tables = [{row["predictor"]: row for row in csv.DictReader(open(f))} for f in sorted(RESULTS.glob(f"{file.stem}-s?.csv"))]
+    lines = [[c.strip() for c in line.strip("|").split("|")] for line in file.read_text().splitlines()]
+    header = lines.pop(0)
+    assert tables and [line[0] for line in lines[1:]] == list(tables[0])
+    for line in lines[1:]:
+        for column, key, digits in (("kNN", "knn", 1), ("linear", "linear", 1), ("m_o", "m_o", 2), ("rank", "effective_rank", 1), ("align", "align", 3)):
+            assert line[header.index(column)] == mean_std([t[line[0]][key] for t in tables], digits), (line[0], column)
