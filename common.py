@@ -652,8 +652,8 @@ class Run:
         """Add rows (dicts of numbers) of this epoch to a csv in the run folder; before end_epoch, so that a kill loses none."""
         if rank() == 0:
             file, epoch = self.folder / name, self.epoch + 1
-            before = [row for row in read_csv(file) if row["epoch"] < epoch] if file.exists() else []
-            write_csv(file, [*before, *({"epoch": epoch, **row} for row in rows)])
+            before = [row | {"epoch": int(row["epoch"])} for row in (read_csv(file) if file.exists() else []) if row["epoch"] < epoch]
+            write_csv(file, before + [{"epoch": epoch, **row} for row in rows])
 
     def finish(self, **first):
         """result.json, for run_jobs the sign that a run is done: `first`, a linear probe's top-1 and the last epoch's row.

@@ -22,7 +22,7 @@ def correlation(kind):
     rng = np.random.default_rng(3)
     U = np.linalg.qr(rng.normal(size=(12, 12)))[0]
     s = {"full": rng.uniform(0.1, 3, 12), "rank 4": np.r_[2, 1, 0.5, 0.1, np.zeros(8)], "repeated": np.repeat([5.0, 5, 1, 1, 0, 0], 2),
-         "rank 1": np.r_[0.7, np.zeros(11)], "identity": np.ones(12)}[kind]
+         "rank 1": np.r_[0.7, np.zeros(11)], "identity": np.ones(12), "steep": 0.6 ** np.arange(12)}[kind]
     return torch.from_numpy(U * s @ U.T)
 
 
@@ -37,10 +37,11 @@ def test_directset_weight(kind, alpha, eps=0.07):
     W = P.directset_weight(F, alpha, eps).numpy()
     s, U = np.linalg.eigh(F.numpy())
     s = np.clip(s, 0, None)
-    assert np.allclose(W, sum((sj / s.max()) ** alpha * np.outer(u, u) for sj, u in zip(s, U.T)) + eps * np.eye(12), atol=1e-6)
+    rounding = 2e-16**alpha                                                # of an eigenvalue that should be 0
+    assert np.allclose(W, sum((sj / s.max()) ** alpha * np.outer(u, u) for sj, u in zip(s, U.T)) + eps * np.eye(12), atol=1e-9 + rounding)
     G, norm = W - eps * np.eye(12), np.linalg.norm(F.numpy(), 2)
     if alpha <= 1:
-        assert np.allclose(np.linalg.matrix_power(G, round(1 / alpha)), F.numpy() / norm, atol=1e-6)
+        assert np.allclose(np.linalg.matrix_power(G, round(1 / alpha)), F.numpy() / norm, atol=1e-9)
     else:
         assert np.allclose(G, F.numpy() @ F.numpy() / norm**2)
 
@@ -80,15 +81,15 @@ def make(*flags):
 
 
 def test_F_is_the_closed_form_weighted_sum_of_its_batches(rho=0.7):
-    net = make("--rho", str(rho)).double()
+    net = make("--rho", str(rho))
     torch.manual_seed(0)
-    batches = [torch.randn(4, 8, 12, dtype=torch.double) for _ in range(5)]                                 # z1, z2, t1, t2
+    batches = [torch.randn(4, 8, 12) for _ in range(5)]                                                     # z1, z2, t1, t2
     for b in batches:
         net.update_correlations(*b)
     weight = [rho**4] + [(1 - rho) * rho ** (4 - i) for i in range(1, 5)]                                   # the first is all there is
     both = [(np.r_[z1, z2], np.r_[t2, t1]) for z1, z2, t1, t2 in (b.numpy() for b in batches)]
-    assert np.allclose(net.FC[0], sum(w * np.einsum("bi,bj->ij", z, z) / 16 for w, (z, _) in zip(weight, both)))
-    assert np.allclose(net.FC[1], sum(w * np.einsum("bi,bj->ij", t, z) / 16 for w, (z, t) in zip(weight, both)))
+    assert np.allclose(net.FC[0], sum(w * np.einsum("bi,bj->ij", z, z) / 16 for w, (z, _) in zip(weight, both)), atol=1e-6)
+    assert np.allclose(net.FC[1], sum(w * np.einsum("bi,bj->ij", t, z) / 16 for w, (z, t) in zip(weight, both)), atol=1e-6)
 
 
 @pytest.mark.parametrize("flags", ["--predictor directpred", "--predictor directcopy --ema 0", "--predictor sgd", "--predictor optimal --freq 3",
@@ -101,7 +102,7 @@ def test_first_step_has_the_gradient_of_the_loss_and_none_where_W_is_set(flags, 
     p1, p2 = (p / p.norm(dim=1, keepdim=True) for p in (model.predictor(model.encoder(x1)), model.predictor(model.encoder(x2))))
     loss = ((p1 - t2) ** 2).sum(1).mean() + ((p2 - t1) ** 2).sum(1).mean()
     is_set = flags in ("--predictor directpred", "--predictor directcopy --ema 0")
-    trained = {name: p for name, p in model.named_parameters() if not name.startswith("target.") and not (is_set and "predictor" in name)}
+    trained = {name: p for name, p in model.named_parameters() if not name.startswith("target.") and not (is_set and name == "predictor.weight")}
     for (name, p), g in zip(trained.items(), torch.autograd.grad(loss, list(trained.values()))):
         assert torch.allclose(grads[name], g, rtol=1e-3, atol=1e-5), name
     assert [name for name in grads if grads[name] is None] == [name for name in grads if name not in trained]
@@ -144,7 +145,7 @@ def test_bias_comes_with_the_recipe_and_can_be_turned():
 def test_columns_of_the_eigenspace_against_numpy():
     net = make("--predictor", "sgd")
     rng = np.random.default_rng(0)
-    F = correlation("full").numpy()
+    F = correlation("steep").numpy()
     W = rng.normal(size=(12, 12)) + F
     net.FC[0].copy_(torch.from_numpy(F))
     net.predictor.weight.data.copy_(torch.from_numpy(W))
@@ -153,11 +154,11 @@ def test_columns_of_the_eigenspace_against_numpy():
     s, U = s[::-1], U[:, ::-1]
     cos = [u @ W @ u / np.linalg.norm(W @ u) for u in U.T]
     top = next(k for k in range(1, 13) if s[:k].sum() >= 0.99 * s.sum())
-    assert columns["align"] == pytest.approx(np.mean(cos[:top]), abs=1e-5) and 1 < top < 12
+    assert columns["align"] == pytest.approx(np.mean(cos[:top]), abs=1e-4) and 1 < top < 12
     assert columns["commutator"] == pytest.approx(np.sqrt(((F @ W - W @ F) ** 2).sum() / (F**2).sum() / (W**2).sum()), rel=1e-5)
     assert columns["asymmetry"] == pytest.approx(np.sqrt(((W - W.T) ** 2).sum() / (W**2).sum()), rel=1e-5)
-    assert np.allclose([m["s"] for m in modes], s, atol=1e-5) and np.allclose([m["cos"] for m in modes], cos, atol=1e-4)
-    assert np.allclose([m["p"] for m in modes], [u @ W @ u for u in U.T], atol=1e-4)
+    assert np.allclose([m["s"] for m in modes], s, atol=1e-5) and np.allclose([m["cos"] for m in modes], cos, atol=1e-3)
+    assert np.allclose([m["p"] for m in modes], [u @ W @ u for u in U.T], atol=1e-3)
     assert np.allclose([m["w"] for m in modes], np.linalg.eigvalsh((W + W.T) / 2)[::-1], atol=1e-5)
 
 
@@ -177,7 +178,7 @@ def test_a_resumed_run_goes_on_as_if_uninterrupted(whole_and_cut):
     a, b = whole_and_cut(P, *SMALL, "--freq", "3")
     assert all(torch.equal(a[k], b[k]) for k in a) and a["FC"].abs().sum() > 0
     spectra = [rows(f"{out}/directpred-directpred-patches-s0/spectrum.csv") for out in ("whole", "cut")]
-    assert spectra[0] == spectra[1] and [r["epoch"] for r in spectra[0]] == [e for e in ("0.0", "1.0", "2.0") for _ in range(12)]
+    assert spectra[0] == spectra[1] and [r["epoch"] for r in spectra[0]] == [e for e in "012" for _ in range(12)]
 
 
 RANKS = """
@@ -217,21 +218,26 @@ def test_every_predictor_runs_and_linear_eval_reads_it(flags, in_tmp, fake_cifar
     assert linear_eval.main([str(folder), "--epochs", "1"])["trained"]["epoch"] == 1
 
 
-@pytest.mark.parametrize("sweep, n, label", [("predictor", 6, ""), ("alpha", 4, ""), ("weight-decay", 4, ""),
-                                             ("symmetric --predictor-layers 2 --predictor-bias", 4, "-2layers-bias")])
-def test_sweep_makes_a_table_and_trains_nothing_twice(sweep, n, label, in_tmp, monkeypatch):
+def test_sweep_makes_a_table_and_trains_nothing_twice(in_tmp, monkeypatch):
     trained, real = [], P.train
     monkeypatch.setattr(P, "train", lambda args, *rest: (trained.append(args), real(args, *rest))[1])
-    flags = [*SMALL, "--dry-run", "--sweep", *sweep.split()]
+    flags = [*SMALL, "--dry-run", "--sweep", "symmetric", "--predictor-layers", "2", "--predictor-bias"]
     P.main(flags)
-    folder = Path(f"runs/directpred-sweep-{sweep.split()[0]}{label}-patches-s0")
+    folder = Path("runs/directpred-sweep-symmetric-2layers-bias-patches-s0")
     table = (folder / "table.md").read_text()
-    assert len(trained) == n == len(table.splitlines()) - 2 == len(rows(folder / "table.csv"))
-    assert (folder / "spectra.png").stat().st_size > 10_000
-    settings = {(a.predictor, a.freq, a.alpha, a.ema, a.weight_decay) for a in trained}
-    assert len(settings) == n and all(a.proj_dim == 12 for a in trained)
+    assert [line.split(" | ")[1] for line in table.splitlines()[2:]] == [f"{x} (STL-10)" for x in (77.64, 78.53, 41.92, 65.59)]
+    assert [(a.predictor, bool(a.ema), a.predictor_layers, a.proj_dim) for a in trained] == [
+        (kind, ema, 2, 12) for ema in (True, False) for kind in ("symmetric", "sgd")]
+    assert (folder / "spectra.png").stat().st_size > 10_000 and len(rows(folder / "table.csv")) == 4
     P.main(flags)
-    assert len(trained) == n and (folder / "table.md").read_text() == table
+    assert len(trained) == 4 and (folder / "table.md").read_text() == table
+
+
+@pytest.mark.parametrize("sweep, n", [("predictor", 6), ("alpha", 4), ("weight-decay", 4), ("symmetric", 4)])
+def test_rows_of_a_sweep_differ(sweep, n):
+    jobs = [P.parse(["--sweep", sweep, *flags.split()], name) for name, flags, _ in P.sweep_rows(P.parse(["--sweep", sweep]))]
+    assert len({(a.predictor, a.freq, a.alpha, a.ema, a.weight_decay) for a in jobs}) == n == len({a.label for a in jobs}) == len(jobs)
+    assert not any(a.sweep for a in jobs)
 
 
 @pytest.mark.parametrize("flags, words", [("--sweep alpha --predictor sgd", "--predictor"), ("--predictor-layers 2", "--predictor-layers"),
