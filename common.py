@@ -46,7 +46,8 @@ FLAGS = {                                                 # the flags of every s
     "compile": (False, "torch.compile the model"),
     "dry_run": (False, "two steps of everything, in seconds"),
 }
-MAY_BE_ZERO = {"limit", "seed", "weight_decay", "pred_weight_decay", "warmup_epochs", "ema", "solarize_p", "rho", "eps"}
+MAY_BE_ZERO = {"limit", "seed", "weight_decay", "pred_weight_decay", "warmup_epochs", "ema", "solarize_p", "rho", "eps",
+               "random_init"}
 BELOW_ONE = {"ema", "rho"}                                # shares of the past
 
 
@@ -65,11 +66,7 @@ def parse_args(file, doc, recipes, argv=None, choices=(), flags={}, presets={}):
                     argument_default=argparse.SUPPRESS)
     by_recipe = {k: (v, ", ".join(f"{d} {r[k]}" for d, r in recipes.items())) for k, v in recipes["patches"].items()}
     choices = {flag: tuple(by_value) for flag, by_value in presets.items()} | dict(choices)
-    for name, (value, text) in (FLAGS | flags | by_recipe).items():
-        kind = {"type": type(value), "choices": choices.get(name)}
-        if isinstance(value, bool):                                        # with --no-... where the default is to do it
-            kind = {"action": argparse.BooleanOptionalAction if value else "store_true"}
-        parser.add_argument("--" + name.replace("_", "-"), help=text, **kind)
+    add_flags(parser, FLAGS | flags | by_recipe, choices)
     given = vars(parser.parse_args(argv))
     saved = read_run(given["resume"])["args"] if given.get("resume") else {}
     args = {k: v for k, (v, _) in (FLAGS | flags).items()} | saved | given
@@ -77,16 +74,53 @@ def parse_args(file, doc, recipes, argv=None, choices=(), flags={}, presets={}):
     for flag, by_value in presets.items():
         recipe = recipe | by_value[args[flag]]
     args = recipe | args | {"script": Path(file).stem}
-    for name, value in args.items():
-        if type(value) in (int, float) and not (0 < value < math.inf or value == 0 and name in MAY_BE_ZERO):
-            fail(f"--{name.replace('_', '-')} must be {'zero or more' if name in MAY_BE_ZERO else 'more than zero'}, not {value}")
-        if name in BELOW_ONE and value >= 1:
-            fail(f"--{name} is the share of the past that is kept: it must be below 1, not {value}")
+    check_numbers(args)
     if args["batch_size"] < 2:
         fail("--batch-size must be at least 2: BatchNorm needs two images")
     if args["dry_run"]:
         args |= {"epochs": 1, "batch_size": min(args["batch_size"], 16), "warmup_epochs": 0, "limit": args["limit"] or 200}
     return argparse.Namespace(**args)
+
+
+def add_flags(parser, flags, choices={}):
+    """flags: {name: (default, help)}, choices: {name: allowed values}"""
+    for name, (value, text) in flags.items():
+        kind = {"type": type(value), "choices": choices.get(name)}
+        if isinstance(value, bool):                                        # with --no-... where the default is to do it
+            kind = {"action": argparse.BooleanOptionalAction if value else "store_true"}
+        parser.add_argument("--" + name.replace("_", "-"), help=text, **kind)
+
+
+def check_numbers(args):
+    for name, value in args.items():
+        if type(value) in (int, float) and not (0 < value < math.inf or value == 0 and name in MAY_BE_ZERO):
+            fail(f"--{name.replace('_', '-')} must be {'zero or more' if name in MAY_BE_ZERO else 'more than zero'}, not {value}")
+        if name in BELOW_ONE and value >= 1:
+            fail(f"--{name} is the share of the past that is kept: it must be below 1, not {value}")
+
+
+def parse_toy(file, doc, flags, argv=None):
+    """For a script without images and recipes: its own flags, and --seed, --device, --out."""
+    parser = Parser(prog=Path(file).name, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = flags | {"seed": FLAGS["seed"], "device": ("cpu", "cpu, cuda, ..."), "out": FLAGS["out"]}
+    add_flags(parser, flags)
+    parser.set_defaults(**{name: value for name, (value, _) in flags.items()}, script=Path(file).stem)
+    args = parser.parse_args(argv)
+    check_numbers(vars(args))
+    return args
+
+
+def finish_toy(args, device, table, figure):
+    """Print the table, and leave it with the figure in a run folder.  table: list of dicts, "measured" and "theory" among the keys"""
+    def text(value):
+        return f"{value:.5g}" if isinstance(value, float) else str(value)
+    cells = [list(table[0]), *([text(value) for value in row.values()] for row in table)]
+    width = [max(map(len, column)) for column in zip(*cells)]
+    print("\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, width)).rstrip() for line in cells))
+    folder = new_folder(args, device)
+    write_csv(folder / f"{args.script}.csv", table)
+    write(folder / f"{args.script}.png", lambda f: figure.savefig(f, dpi=100, format="png"))
+    print(f"{folder}: {args.script}.csv, {args.script}.png")
 
 
 def setup(args):
@@ -514,9 +548,25 @@ def git_commit():
 
 
 def run_name(args, seed=None):
-    """mirror_ablations-bias-patches-s0: script, label if it has one, data set, seed."""
-    label = [args.label] if getattr(args, "label", "") else []
-    return "-".join([args.script, *label, Path(args.data).name, f"s{args.seed if seed is None else seed}"])
+    """mirror_ablations-bias-patches-s0: script, label if it has one, data set if it has one, seed."""
+    parts = [args.script, getattr(args, "label", ""), Path(getattr(args, "data", "")).name, f"s{args.seed if seed is None else seed}"]
+    return "-".join(part for part in parts if part)
+
+
+def new_folder(args, device):
+    """A fresh run folder, -2, -3, ... where there is one already, with args.json."""
+    info = {"args": vars(args), "python": sys.version.split()[0], "torch": torch.__version__, "torchvision": torchvision.__version__,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device), "git": git_commit()}
+    for n in range(1, sys.maxsize):
+        folder = Path(args.out) / (run_name(args) + f"-{n}" * (n > 1))
+        try:
+            folder.mkdir(parents=True)
+            write(folder / "args.json", lambda f: f.write_text(json.dumps(info, indent=2)))
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as e:
+            fail(f"--out {args.out}: cannot write there ({e.strerror}); name another folder")
 
 
 class Run:
@@ -533,7 +583,7 @@ class Run:
             fail(f"--batch-size {args.batch_size} is larger than the {len(data.train_x)} training images: lower it")
         if args.batch_size % world_size() or args.batch_size < 2 * world_size():
             fail(f"--batch-size {args.batch_size} cannot be shared by {world_size()} ranks, two images or more each")
-        self.folder = Path(args.resume) if args.resume else self.new_folder() if rank() == 0 else None
+        self.folder = Path(args.resume) if args.resume else new_folder(args, data.train_x.device) if rank() == 0 else None
         if args.resume and (self.folder / "last.pt").exists():
             self.load(self.folder / "last.pt")
         signal.signal(signal.SIGINT, self.interrupted)
@@ -544,23 +594,6 @@ class Run:
                 self.print_row(row, header=i == 0)
             if self.history:
                 self.write_results()                                # a kill may have come between last.pt and these
-
-    def new_folder(self):
-        a = self.args
-        name = run_name(a)
-        info = {"args": vars(a), "python": sys.version.split()[0], "torch": torch.__version__, "torchvision": torchvision.__version__,
-                "device": torch.cuda.get_device_name() if self.data.train_x.is_cuda else str(self.data.train_x.device),
-                "git": git_commit()}
-        for n in range(1, sys.maxsize):
-            folder = Path(a.out) / (name if n == 1 else f"{name}-{n}")
-            try:
-                folder.mkdir(parents=True)
-                write(folder / "args.json", lambda f: f.write_text(json.dumps(info, indent=2)))
-                return folder
-            except FileExistsError:
-                continue
-            except OSError as e:
-                fail(f"--out {a.out}: cannot write there ({e.strerror}); name another folder")
 
     def load(self, file):
         saved = load_checkpoint(file)
