@@ -7,6 +7,10 @@ Trained by gradient, W_p comes to share its eigenvectors with F = E[z z^T], its 
     python directpred.py                             DirectPred; a run folder as byol.py leaves it, and spectrum.csv, spectrum.png
     python directpred.py --predictor sgd             the same net with W_p trained
     python directpred.py --sweep predictor           all of them in one table; also alpha, weight-decay, symmetric
+
+DP_RESULT
+Where we differ: on `patches` a bias is trained beside W_p, set or not, without which the mean of Z grows and the net learns little;
+the projector ends with a BN, and F remembers 0.9 of itself, not 0.3.  torch.linalg.eigh makes a GPU wait for the host, once a step.
 """
 import copy
 import json
@@ -21,9 +25,9 @@ import common
 
 # One dict per data set; every entry is also a flag (--rho 0.3), and a flag that is given wins.  lr is for a batch of 256.
 # pred_lr: rate of a trained W_p over the encoder's (alpha_p).  rho: memory of F.  eps: floor of W_p's eigenvalues, alpha: of DirectSet.
-TIAN = dict(arch="resnet18", epochs=100, batch_size=128, lr=0.06, schedule="constant", weight_decay=4e-4, warmup_epochs=0,   # their code
+TIAN = dict(arch="resnet18", epochs=100, batch_size=128, lr=0.06, schedule="constant", weight_decay=4e-4, warmup_epochs=0,
             proj_hidden=512, proj_dim=128, pred_hidden=512, final_bn="none", predictor_bias=False, pred_lr=1.0, bias_lr=1.0,
-            pred_weight_decay=4e-4, ema=0.996, rho=0.3, eps=0.1, alpha=0.5, min_scale=0.08)
+            pred_weight_decay=4e-4, ema=0.996, rho=0.3, eps=0.1, alpha=0.5, min_scale=0.08)             # their code; rho, eps: their tables
 OURS = dict(arch="small", epochs=16, batch_size=64, lr=0.1, schedule="cosine", weight_decay=4e-3, warmup_epochs=0,
             proj_hidden=256, proj_dim=128, pred_hidden=256, final_bn="noaffine", predictor_bias=True, pred_lr=1.0, bias_lr=100.0,
             pred_weight_decay=0.01, ema=0.95, rho=0.9, eps=0.1, alpha=0.5, min_scale=0.2)
@@ -67,8 +71,8 @@ def optimal_weight(F, C):
     return torch.linalg.solve_ex(F + ridge, C.T)[0].T
 
 
-SET = {"directpred": lambda F, C, args: directpred_weight(F, args.eps), "directset": lambda F, C, args: directset_weight(F, args.alpha, args.eps),
-       "directcopy": lambda F, C, args: directcopy_weight(F, args.eps), "optimal": lambda F, C, args: optimal_weight(F, C)}
+SET = {"directpred": lambda F, C, args: directpred_weight(F, args.eps), "directcopy": lambda F, C, args: directcopy_weight(F, args.eps),
+       "directset": lambda F, C, args: directset_weight(F, args.alpha, args.eps), "optimal": lambda F, C, args: optimal_weight(F, C)}
 
 
 # ------------------------------------------------------------------------------------------------------------- network

@@ -176,10 +176,14 @@ def test_directpred_tables_are_those_of_results(file):
 
 def test_numbers_in_the_text_about_byol_and_directpred_are_those_of_results():
     text = README.replace("\n", " ")
-    last = {f.stem: list(csv.DictReader(open(f)))[-1] for f in RESULTS.glob("*-s0.csv") if "directpred-d" in f.name or "byol-c" in f.name}
+    last = {f.stem: list(csv.DictReader(open(f)))[-1] for f in RESULTS.glob("*cifar10_jpeg-s0.csv")}
     for name, words in (("byol-cifar10_jpeg-s0", "BYOL"), ("directpred-directpred-cifar10_jpeg-s0", "DirectPred")):
         assert f"{words} reaches a kNN accuracy of {float(last[name]['knn']):.1f} %" in text
-    rows = [list(csv.DictReader(open(f))) for f in sorted(RESULTS.glob("directpred-trained-patches-s?.csv"))]
+    rows = [list(csv.DictReader(open(f))) for f in sorted(RESULTS.glob("directpred-sgd-patches-s?.csv"))]
+    assert len(rows) == 3
+    for name, words in (("directpred", "DirectPred"), ("directcopy", "DirectCopy"), ("sgd", "the trained predictor")):
+        ends = [list(csv.DictReader(open(f)))[-1] for f in sorted(RESULTS.glob(f"directpred-{name}-patches-s?.csv"))]
+        assert len(ends) == 3 and re.search(rf"{mean_std([r['knn'] for r in ends], 1)} for {words}[, .]", text)
     begin, end = (mean_std([r[i]["align"] for r in rows], 2) for i in (1, -1))
     assert f"from {begin} after the first epoch to {end} at the end" in text
     begin, end = (mean_std([r[i]["asymmetry"] for r in rows], 2) for i in (1, -1))
