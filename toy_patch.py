@@ -191,7 +191,7 @@ def random_starts(args, generator):
 
 def scan(args, generator, ratios=(0.25, 0.5, 1.0, 2.0, 4.0), sigmas=(0.2, 0.3, 0.4, 0.5), repeats=3):
     """In how many of `repeats` runs are both features learnt, over eta_e / eta_w and the noise? -> table, figure"""
-    ratio, sigma, _ = (x.flatten() for x in torch.meshgrid(torch.tensor(ratios), torch.tensor(sigmas), torch.arange(repeats), indexing="ij"))
+    ratio, sigma, _ = (x.flatten() for x in torch.meshgrid(torch.tensor(ratios), torch.tensor(sigmas), torch.zeros(repeats), indexing="ij"))
     W = torch.cat([start("controlled", 1, args.m, args.d, generator) for _ in ratio])
     seen = simulate(W, torch.ones(len(W)), args.steps, args.eta_w, args.eta_w * ratio, sigma, args.alpha1, args.batch_size, generator,
                     every=args.steps)

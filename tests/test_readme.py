@@ -88,7 +88,7 @@ def test_results_table_is_made_of_the_files_in_results(label, files):
 def test_speed_table_is_made_of_the_file_in_results():
     bench = (ROOT / "results" / "bench.txt").read_text()
     numbers = re.findall(r" ([\d.]+)(?: \w+/s)?$", bench, re.M)
-    rows = [[c.strip() for c in line.strip("|").split("|")][1:] for line in README.splitlines() if "`python tests/bench_" in line]
+    rows = [[c.strip() for c in line.strip("|").split("|")][1:] for line in README.splitlines() if line.startswith("| `python tests/bench_")]
     assert rows == [numbers[:3], [numbers[3], *numbers[5:]]]
 
 
