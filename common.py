@@ -164,6 +164,19 @@ def mean_of_ranks(x):
     return x / world_size()
 
 
+def gather(z):
+    """The rows of all ranks below each other, [world_size * B, D], z itself where there is one rank.
+
+    Gradient flows into a rank's own rows alone.  Where every rank computes the whole loss, its gradient is the sum over ranks, but
+    DistributedDataParallel takes their mean: multiply the loss by world_size() for backward."""
+    if world_size() == 1:
+        return z
+    parts = [torch.empty_like(z) for _ in range(world_size())]
+    dist.all_gather(parts, z.detach().contiguous())
+    parts[rank()] = z
+    return torch.cat(parts)
+
+
 # ---------------------------------------------------------------------------------------------------------------- data
 
 @dataclass
