@@ -11,6 +11,7 @@ sees the first d0 dimensions of r alone, and the others learn through the layers
     python directclr.py --all                        all four in one table and one figure
     python directclr.py --sweep d0                   also temperature, mode
 """
+import csv
 import json
 import sys
 from pathlib import Path
@@ -144,36 +145,32 @@ def train(args, device, data):
 
 # -------------------------------------------------------------------------------------------------------------- report
 
-@torch.no_grad()
-def spectra(model, data, few=False):
-    """Eigenvalues, descending, of the covariance of the l2-normalised rows over the test set.  -> of r [width], of z [D], on the CPU"""
-    r = common.extract_features(model.encoder.backbone, data.test_x[:256] if few else data.test_x, data.mean, data.std)
-    rows = (r, model.encoder.projector.eval()(r))
-    model.train()
-    return [torch.linalg.eigvalsh(torch.cov(F.normalize(x, dim=1).cpu().double().T)).flip(0).clamp(min=0) for x in rows]
-
-
-def effective_rank(s):
-    p = s[s > 0] / s.sum()
-    return (-(p * p.log()).sum()).exp().item()
+def spectrum(x):
+    """Eigenvalues of the covariance of the l2-normalised rows of x [N, D], descending.  -> [D], on the CPU"""
+    return torch.linalg.eigvalsh(torch.cov(F.normalize(x, dim=1).cpu().double().T)).flip(0).clamp(min=0)
 
 
 def report(run):
-    """result.json, spectrum.csv and spectrum.png: how many dimensions r and z have, and what is in r beyond the first d0."""
+    """result.json, spectrum.csv and spectrum.png, all of the test set: how many dimensions r and z have, what r has beyond the first d0."""
     if not run.is_first:
         return
-    args, d0 = run.args, run.args.d0
-    s_r, s_z = spectra(run.model, run.data, args.dry_run)
-    common.write_csv(run.folder / "spectrum.csv", [{"index": i + 1} | {name: s[i].item() for name, s in (("r", s_r), ("z", s_z)) if i < len(s)}
-                                                   for i in range(max(len(s_r), len(s_z)))])
-    train, train_y, test, test_y = common.labelled_features(run.model.encoder.backbone, run.data, args.dry_run)
-    epochs = 2 if args.dry_run else 100
-    parts = {"linear_first": (train[:, :d0], test[:, :d0]), "linear_rest": (train[:, d0:], test[:, d0:])}
-    probes = {name: common.linear_probe(a, train_y, b, test_y, epochs)[0] for name, (a, b) in parts.items() if a.shape[1]}
-    result = run.finish(projector=args.projector, **probes, **{f"{key}_{name}": value for name, s in (("r", s_r), ("z", s_z)) for key, value in
-                        (("test_rank", effective_rank(s)), ("alive", (s > 1e-3 * s[0]).sum().item()), ("dims", len(s)))})
+    args, d0, encoder, epochs = run.args, run.args.d0, run.model.encoder, 2 if run.args.dry_run else 100
+    train_r, train_y, r, y = common.labelled_features(encoder.backbone, run.data, args.dry_run)
+    found = {"linear_first": common.linear_probe(train_r[:, :d0], train_y, r[:, :d0], y, epochs)[0]}
+    if d0 < r.shape[1]:
+        found["linear_rest"] = common.linear_probe(train_r[:, d0:], train_y, r[:, d0:], y, epochs)[0]
+    with torch.no_grad():
+        spectra, table = {"r": r, "z": encoder.projector.eval()(r)}, []
+    encoder.projector.train()
+    for name, x in spectra.items():
+        spectra[name] = s = spectrum(x)
+        found |= {f"rank_{name}": common.collapse_metrics(x)["effective_rank"], f"alive_{name}": (s > 1e-3 * s[0]).sum().item(),
+                  f"dims_{name}": len(s)}
+        table += [{"space": name, "index": i + 1, "eigenvalue": value} for i, value in enumerate(s.tolist())]
+    common.write_csv(run.folder / "spectrum.csv", table)
+    result = run.finish(projector=args.projector, **{"test_" * key.startswith("rank") + key: value for key, value in found.items()})
     common.write(run.folder / "spectrum.png", lambda f: draw({args.label: run.folder}).savefig(f, dpi=110, format="png"))
-    print(f"{args.label}: r has effective rank {result['test_rank_r']:.1f} of {len(s_r)}, z {result['test_rank_z']:.1f} of {len(s_z)}; "
+    print(f"{args.label}: effective rank {found['rank_r']:.1f} of {found['dims_r']} in r, {found['rank_z']:.1f} of {found['dims_z']} in z; "
           f"linear probe {result['linear']:.1f} %")
 
 
@@ -184,7 +181,7 @@ def draw(folders):
     left, right = figure.subplots(1, 2)
     for axis, key, title in ((left, "r", "representation r, after the backbone"), (right, "z", "embedding z, what the loss sees")):
         for i, (label, folder) in enumerate(folders.items()):
-            s = [row[key] for row in common.read_csv(folder / "spectrum.csv") if row[key] > 0]
+            s = [float(row["eigenvalue"]) for row in csv.DictReader(open(folder / "spectrum.csv")) if row["space"] == key]
             axis.plot(range(1, len(s) + 1), [x / s[0] for x in s], color=f"C{i}", label=label)
         axis.set(yscale="log", ylim=(1e-8, 2), xlabel="eigenvalue of the covariance, sorted", title=title)
     left.set_ylabel("its size, largest = 1")
@@ -208,7 +205,7 @@ def sweep_rows(args):
     if args.sweep == "temperature":
         return [(f"tau {t:g}", f"--projector mlp --temperature {t}", "") for t in (0.05, 0.1, 0.2, 0.5, 1, 5)]
     width = common.make_backbone(args.arch)[1]
-    return [(f"d0 {d}", f"--projector direct --d0 {d}", "") for d in (width // 16, width // 8, width * 90 // 512 + 1 * (width == 96), width // 4, width // 2, width)]
+    return [(f"d0 {d}", f"--projector direct --d0 {d}", "") for d in sorted({args.d0, *(width // n for n in (1, 2, 4, 8, 16))})]
 
 
 def run_all(args, argv, device, data):
@@ -245,7 +242,7 @@ def main(argv=None):
     if (args.all or args.sweep) and common.world_size() > 1:
         common.fail("--all and --sweep need a single process: run them without torchrun")
     data = common.load_data(args.data, args.data_dir, args.size, device, args.limit)
-    return (run_all if args.all or args.sweep else lambda args, _, *rest: train(args, *rest))(args, argv, device, data)
+    return run_all(args, argv, device, data) if args.all or args.sweep else train(args, device, data)
 
 
 if __name__ == "__main__":
