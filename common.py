@@ -620,7 +620,8 @@ class Run:
     def interrupted(self, *_):
         if rank() == 0:
             self.draw()
-            print(f"\nstopped; {max(self.epoch, 0)} finished epochs are saved.  To go on: python {self.args.script}.py --resume {self.folder}")
+            print(f"\nstopped; {max(self.epoch, 0)} finished epochs are saved.  "
+                  f"To go on: python {self.args.script}.py --resume {self.folder}")
         raise SystemExit(130)
 
     def parallel(self):

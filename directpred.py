@@ -183,7 +183,8 @@ def train(args, device, data):
     W_p, b = ([p for name, p in model.predictor.named_parameters() if (name == "bias") == is_bias] for is_bias in (False, True))
     optimizer = torch.optim.SGD([{"params": model.encoder.parameters()},
                                  {"params": W_p, "lr": lr * args.pred_lr, "weight_decay": args.pred_weight_decay},
-                                 {"params": b, "lr": lr * args.bias_lr, "weight_decay": 0.0}], lr, momentum=0.9, weight_decay=args.weight_decay)
+                                 {"params": b, "lr": lr * args.bias_lr, "weight_decay": 0.0}],
+                                lr, momentum=0.9, weight_decay=args.weight_decay)
     run = common.Run(args, model, optimizer, data)
     net = run.parallel()
 
@@ -232,7 +233,8 @@ def draw(folder, args):
             middle.plot([(row["s"] / here[0]["s"]) ** 0.5 for row in here], [row["p"] / most for row in here], ".", color=color,
                         label=f"epoch {epoch:.0f}")
         middle.axline((0, 0), (1, 1), color="k", ls="--", lw=1, label="invariance: p = √s")
-        middle.set(xlabel="√s of F's eigenvector u, largest = 1", ylabel="p = u$^T$ W$_p$ u, largest = 1", title=f"eigenvalues of W$_p$ ({args.label})")
+        middle.set(xlabel="√s of F's eigenvector u, largest = 1", ylabel="p = u$^T$ W$_p$ u, largest = 1",
+                   title=f"eigenvalues of W$_p$ ({args.label})")
         middle.legend()
         for key, text in (("align", "cos(u, W$_p$u), mean"), ("commutator", "‖FW$_p$ − W$_p$F‖ / ‖F‖‖W$_p$‖"),
                           ("asymmetry", "‖W$_p$ − W$_p^T$‖ / ‖W$_p$‖")):
@@ -256,8 +258,9 @@ def draw_spectrum(axis, modes):
 
 # ------------------------------------------------------------------------------------------------------------- --sweep
 
-COLUMNS = {"predictor": ("predictor", None), "paper": ("paper", None), "knn": ("kNN", 1), "linear": ("linear", 1), "std": ("std", 2),
-           "m_o": ("m_o", 2), "effective_rank": ("rank", 1), "align": ("align", 3), "commutator": ("commutator", 3), "asymmetry": ("asymmetry", 3)}
+COLUMNS = {"predictor": ("predictor", None), "paper": ("paper", None), "knn": ("kNN", 1), "linear": ("linear", 1),
+           "std": ("std", 2), "m_o": ("m_o", 2), "effective_rank": ("rank", 1), "align": ("align", 3),
+           "commutator": ("commutator", 3), "asymmetry": ("asymmetry", 3)}
 
 
 def sweep_rows(args):

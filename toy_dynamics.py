@@ -64,7 +64,7 @@ def symmetrized(sigma2, tau=1.0, alpha_p=1.0, eta=0.0):
 
 
 def decoupled(sigma2, alpha_p=1.0, eta=0.0, beta=math.inf):
-    """Eigenvalues p of W_p and s of F once the two share eigenvectors, and tau.  beta = inf: no EMA, tau stays as it is.  Numbers or tensors."""
+    """Eigenvalues p of W_p and s of F once the two share eigenvectors, and tau.  beta = inf: no EMA, tau stays.  Numbers or tensors."""
     beta = torch.as_tensor(beta, dtype=torch.double)
 
     def flow(p, s, tau):
@@ -122,13 +122,15 @@ def lemma1_and_sgd(g, alpha_p=2.0, eta=0.02, beta=0.5, lr=0.02, time=40.0):
     apart = ((seen[-1][1] - ode[-1][1]).norm() / ode[-1][1].norm()).item()
 
     def draw(axis):
-        for states, style, label in ((seen[::20], dict(color="C1", lw=3, alpha=0.6), "SGD on samples"), (ode[::64], dict(color="k", ls="--"), "ODE")):
+        for states, style, label in ((seen[::20], dict(color="C1", lw=3, alpha=0.6), "SGD on samples"),
+                                     (ode[::64], dict(color="k", ls="--"), "ODE")):
             sizes = torch.linalg.svdvals(torch.stack([W for _, W, _ in states])).tolist()                                # [T, 3]
             for k, values in enumerate(zip(*sizes)):
                 axis.plot(torch.linspace(0, time, len(states)).tolist(), values, **style, label=label if k == 0 else None)
         axis.set(title="Lemma 1: singular values of W", xlabel="t", ylim=(0, None))
         axis.legend()
-    return [("W W' - Wp' Wp / alpha_p = e^(-2 eta t) C: relative error", decay, "< 1e-6"), ("||W of SGD - W of the ODE|| / ||W||", apart, "small")], draw
+    return [("W W' - Wp' Wp / alpha_p = e^(-2 eta t) C: relative error", decay, "< 1e-6"),
+            ("||W of SGD - W of the ODE|| / ||W||", apart, "small")], draw
 
 
 def without_predictor_or_stopgrad(g, time=20.0, eta=0.02):
@@ -234,7 +236,8 @@ def directset_limits(_, sigma2=1.0):
 
     The signal grows with alpha.  So does the nuisance while it lives, and faster: the ratio of the two falls.  The slide holds
     where weight decay has killed the nuisance, eta > 1 / 4 (1 + sigma^2)."""
-    alpha, eta, noise = torch.meshgrid(*(torch.tensor(v, dtype=torch.double) for v in ((0.25, 0.5, 1, 2), (0, 0.05, 0.1, 0.2), (0, sigma2))), indexing="ij")
+    values = ((0.25, 0.5, 1, 2), (0, 0.05, 0.1, 0.2), (0, sigma2))
+    alpha, eta, noise = torch.meshgrid(*(torch.tensor(v, dtype=torch.double) for v in values), indexing="ij")
     w = simulate(directset(alpha, eta, noise), (torch.full_like(alpha, 0.9),), 1500.0, 3000)[-1][0]                   # [4, 4, 2]
     root = 1 - 4 * eta * (1 + noise)
     limit = torch.where(root >= 0, ((1 + root.clamp(min=0).sqrt()) / 2 / (1 + noise)) ** (1 / (2 * alpha)), 0.0)
@@ -254,7 +257,8 @@ def directset_limits(_, sigma2=1.0):
     def draw_ratio(axis):
         for j, eta_j in ((1, 0.05), (2, 0.1)):
             axis.plot(alpha[:, 0, 0].tolist(), (w[:, j, 0] / w[:, j, 1]).tolist(), "o-", color=f"C{j}", label=f"η = {eta_j}: nuisance lives")
-        axis.set(title="signal / nuisance falls with α", xlabel="α", xscale="log", xticks=[0.25, 0.5, 1, 2], xticklabels=["1/4", "1/2", "1", "2"], ylim=(0, None))
+        axis.set(title="signal / nuisance falls with α", xlabel="α", xscale="log", xticks=[0.25, 0.5, 1, 2],
+                 xticklabels=["1/4", "1/2", "1", "2"], ylim=(0, None))
         axis.minorticks_off()
         axis.legend(fontsize=7)
     return rows, draw, draw_ratio

@@ -131,6 +131,9 @@ def main(argv=None):
              for noise, s in zip(NOISE, strong)]
     rows += [(f"{depth} layer{'s' * (depth > 1)}: dimensions with an eigenvalue over 1e-4", int((s > 1e-4).sum()), known)
              for (depth, s), known in zip(spectra.items(), ("16", "fewer", "fewer still"))]
+    conserved = [(W1 @ W1.mT - W2.mT @ W2)[0] for W1, W2 in runs[2]]                                        # exactly so along the gradient flow
+    rows.append(("2 layers: change of W1 W1' - W2' W2 over ||W1 W1'||",
+                 ((conserved[-1] - conserved[0]).norm() / (runs[2][-1][0] @ runs[2][-1][0].mT).norm()).item(), "< 0.05 (SGD; 0 as the rate goes to 0)"))
     overlap, random = zip(*alignment(runs[2]))
     rows.append(("2 layers: overlap of the live spans at the end", overlap[-1], f"> {random[-1]:.2f} (random)"))
 
@@ -141,7 +144,8 @@ def main(argv=None):
         left.plot(range(1, DIM + 1), s.tolist(), "o-", ms=3, label=f"noise {noise}")
     left.set(title="1: strong augmentation of 8 of 16 inputs", xlabel="eigenvalue of the embedding, sorted", yscale="log")
     for depth, s in spectra.items():
-        deep.plot(range(1, DIM + 1), s.clamp(min=1e-14).tolist(), "o-", ms=3, label=f"{depth} layer{'s' * (depth > 1)}: {int((s > 1e-4).sum())} live")
+        deep.plot(range(1, DIM + 1), s.clamp(min=1e-14).tolist(), "o-", ms=3,
+                  label=f"{depth} layer{'s' * (depth > 1)}: {int((s > 1e-4).sum())} live")
     deep.set(title="2: hardly any augmentation, deeper nets", xlabel="eigenvalue of the embedding, sorted", yscale="log")
     steps = [50 * t for t in range(len(runs[2]))]
     for layer, style in ((0, "-"), (1, ":")):

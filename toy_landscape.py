@@ -208,7 +208,8 @@ def landscape(_, kappa=0.75):
         axis.plot(0, 0, "kx", label="origin: a saddle")
         best = math.sqrt(b[0] / (2 * kappa)) / sigma[0]
         axis.plot([-best, best], [0, 0], "C3*", ms=12, label="minima: one dimension lives, one is 0")
-        axis.set(title=f"across two directions, b = {b[0]:+.1f} and {b[3]:+.1f}", xlabel="w along the first", ylabel="w along the second", ylim=(-1.4, 1.8))
+        axis.set(title=f"across two directions, b = {b[0]:+.1f} and {b[3]:+.1f}", xlabel="w along the first", ylabel="w along the second",
+                 ylim=(-1.4, 1.8))
         axis.legend(fontsize=8)
     return [], draw, draw_across
 
@@ -225,13 +226,15 @@ def ranks(generator):
     for i, a in enumerate(WEIGHTS):
         formula = sorted(infonce_spectrum(a), reverse=True)
         rows += [(f"a = {a:g}: rank after SGD (population GD: {int((e_gd[i] > 1e-3).sum())})", found[i], theory[i]),
-                 (f"a = {a:g}: largest error of the spectrum by population GD", max(abs(x - y) for x, y in zip(e_gd[i].tolist(), formula)), "< 1e-4")]
+                 (f"a = {a:g}: largest error of the spectrum by population GD",
+                  max(abs(x - y) for x, y in zip(e_gd[i].tolist(), formula)), "< 1e-4")]
 
     def draw(axis):
         grid = torch.logspace(-0.05, 1.12, 400).tolist()
         axis.plot(grid, [sum(A_k + (1 - a) * c > 0 for A_k, c in zip(A, C)) for a in grid], "k--", label="positive eigenvalues of B")
         axis.plot(WEIGHTS, found, "o", label="rank after SGD")
-        axis.set(title="InfoNCE: rank against alignment weight", xlabel="a", xscale="log", xticks=[1, 2, 4, 8, 12], xticklabels=[1, 2, 4, 8, 12])
+        axis.set(title="InfoNCE: rank against alignment weight", xlabel="a", xscale="log", xticks=[1, 2, 4, 8, 12],
+                 xticklabels=[1, 2, 4, 8, 12])
         axis.minorticks_off()
         axis.legend()
     return rows, draw
@@ -251,7 +254,8 @@ def spectra(generator):
     for name, (loss, of, formula) in cases.items():
         W, = descend(loss, start, lr=0.01)
         found = torch.linalg.eigvalsh(W[0] @ of @ W[0].T).flip(0).tolist()
-        rows.append((f"{name}: largest error of the spectrum", max(abs(x - y) for x, y in zip(found, sorted(formula, reverse=True))), "< 1e-4"))
+        error = max(abs(x - y) for x, y in zip(found, sorted(formula, reverse=True)))
+        rows.append((f"{name}: largest error of the spectrum", error, "< 1e-4"))
     return rows,
 
 

@@ -17,8 +17,9 @@ import torch
 
 import common
 
-FLAGS = {"m": (2, "neurons"), "d": (20, "dimension of a patch"), "alpha1": (2.0, "length of v1; v2 has 1"), "sigma": (0.4, "noise of a patch"),
-         "eta_w": (0.05, "rate of the net"), "eta_e": (0.05, "rate of the head"), "steps": (2600, "of SGD, a fresh batch each"),
+FLAGS = {"m": (2, "neurons"), "d": (20, "dimension of a patch"), "alpha1": (2.0, "length of v1; v2 has 1"),
+         "sigma": (0.4, "noise of a patch"), "eta_w": (0.05, "rate of the net"), "eta_e": (0.05, "rate of the head"),
+         "steps": (2600, "of SGD, a fresh batch each"),
          "batch_size": (256, "images a step"), "random_init": (0, "this many runs from random weights, and what became of them"),
          "scan": (False, "success over the head's rate and the noise")}
 NOISE_PATCHES, FEATURE_PATCHES = 6, 2                                      # of the 8 patches in each of the two halves of an image
@@ -30,7 +31,9 @@ def batch_norm(x):
 
 
 def phi(W, sign, feature, noise, length):
-    """The cubic conv net on one view.  W: [S, m, d]; sign, feature (0 or 1): [S, N]; noise: [S, N, patches, d - 2]; length: [2] -> [S, N, m]"""
+    """The cubic conv net on one view.  -> [S, N, m]
+
+    W: [S, m, d]; sign, feature (0 or 1): [S, N]; noise: [S, N, patches, d - 2]; length: [2]"""
     on_feature = (W[:, :, :2] * length).mT.gather(1, feature[..., None].expand(-1, -1, W.shape[1])) * sign[..., None]       # <w, s v>
     on_noise = torch.einsum("snpd,smd->snpm", noise, W[:, :, 2:])
     return FEATURE_PATCHES * on_feature**3 + (on_noise**3).sum(2)
@@ -203,8 +206,8 @@ def scan(args, generator, ratios=(0.25, 0.5, 1.0, 2.0, 4.0), sigmas=(0.2, 0.3, 0
     figure = Figure(figsize=(5.5, 4), layout="constrained")
     axis = figure.subplots()
     image = axis.imshow(success.tolist(), origin="lower", cmap="RdYlGn", vmin=0, vmax=repeats)
-    axis.set(xticks=range(len(sigmas)), xticklabels=sigmas, yticks=range(len(ratios)), yticklabels=ratios, xlabel="noise σ", ylabel="η$_E$ / η$_W$",
-             title=f"runs of {repeats} that learn both features")
+    axis.set(xticks=range(len(sigmas)), xticklabels=sigmas, yticks=range(len(ratios)), yticklabels=ratios, xlabel="noise σ",
+             ylabel="η$_E$ / η$_W$", title=f"runs of {repeats} that learn both features")
     figure.colorbar(image, ticks=range(repeats + 1))
     return table, figure
 
