@@ -29,8 +29,8 @@ import common
 TIAN = dict(arch="resnet18", epochs=100, batch_size=128, lr=0.06, schedule="constant", weight_decay=4e-4, warmup_epochs=0,
             proj_hidden=512, proj_dim=128, pred_hidden=512, final_bn="none", predictor_bias=False, pred_lr=1.0, bias_lr=1.0,
             pred_weight_decay=4e-4, ema=0.996, rho=0.3, eps=0.1, alpha=0.5, min_scale=0.08)             # their code; rho, eps: their tables
-OURS = dict(arch="small", epochs=16, batch_size=64, lr=0.1, schedule="cosine", weight_decay=4e-3, warmup_epochs=0,
-            proj_hidden=256, proj_dim=128, pred_hidden=256, final_bn="noaffine", predictor_bias=True, pred_lr=1.0, bias_lr=100.0,
+OURS = dict(arch="small", epochs=17, batch_size=64, lr=0.1, schedule="cosine", weight_decay=1e-3, warmup_epochs=0,
+            proj_hidden=256, proj_dim=128, pred_hidden=256, final_bn="noaffine", predictor_bias=True, pred_lr=10.0, bias_lr=100.0,
             pred_weight_decay=0.01, ema=0.95, rho=0.9, eps=0.1, alpha=0.5, min_scale=0.2)
 RECIPES = {"patches": OURS, "cifar10": TIAN, "cifar100": TIAN, "stl10": TIAN, "other": OURS | dict(epochs=70)}
 CHOICES = {"arch": common.ARCHS, "final_bn": ("none", "noaffine", "affine"), "schedule": ("constant", "cosine"), "predictor_layers": (1, 2),
