@@ -463,6 +463,11 @@ def collapse_metrics(z):
             "covariance": ((cov.square().sum() - cov.diagonal().square().sum()) / d).item()}
 
 
+def verdict(m_o, effective_rank):
+    """Has it collapsed?  A rule of this repository: "complete" where the centre is all there is, else "dimensional", else "none"."""
+    return "complete" if m_o >= 0.95 else "dimensional" if effective_rank <= 4 else "none"
+
+
 @torch.no_grad()
 def extract_features(net, x, mean, std, batch_size=500):
     """Features of images as they are, by the net in eval mode (its weights and BatchNorm averages do not change).

@@ -25,13 +25,13 @@ import common
 # One dict per data set; every entry is also a flag (--temperature 0.2), and a flag that is given wins.  lr is for a batch of 256.
 # d0: the dimensions of r that DirectCLR's loss sees; in the paper 360 of 2048, the ratio that 90 of 512 and 17 of 96 keep.
 RECIPES = {
-    "patches": dict(arch="small", epochs=30, batch_size=128, lr=0.4, weight_decay=1e-4, warmup_epochs=0,      # ours
-                    proj_hidden=256, proj_dim=128, temperature=0.1, d0=17, min_scale=0.2),
+    "patches": dict(arch="small", epochs=16, batch_size=64, lr=1.0, weight_decay=1e-4, warmup_epochs=0,       # ours
+                    proj_hidden=256, proj_dim=128, temperature=0.3, d0=17, min_scale=0.2),
     # lightly's benchmark of SimCLR on CIFAR-10, but for the temperature and the heads, which are the paper's
     "cifar10": dict(arch="resnet18", epochs=200, batch_size=128, lr=0.12, weight_decay=5e-4, warmup_epochs=0,
                     proj_hidden=512, proj_dim=128, temperature=0.1, d0=90, min_scale=0.08),
-    "other": dict(arch="small", epochs=70, batch_size=128, lr=0.4, weight_decay=1e-4, warmup_epochs=0,        # ours
-                  proj_hidden=256, proj_dim=128, temperature=0.1, d0=17, min_scale=0.2),
+    "other": dict(arch="small", epochs=70, batch_size=64, lr=1.0, weight_decay=1e-4, warmup_epochs=0,         # ours
+                  proj_hidden=256, proj_dim=128, temperature=0.2, d0=17, min_scale=0.2),
 }
 RECIPES["cifar100"] = RECIPES["cifar10"]
 CHOICES = {"arch": common.ARCHS, "projector": ("mlp", "linear", "none", "direct"), "direct_mode": ("prefix", "random", "orthogonal"),
@@ -78,7 +78,7 @@ class DirectCLR(nn.Module):
         self.encoder.backbone = backbone
         self.encoder.projector = (
             nn.Sequential(nn.Linear(width, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True),
-                          nn.Linear(hidden, dim, bias=False), nn.BatchNorm1d(dim)) if args.projector == "mlp" else
+                          nn.Linear(hidden, dim, bias=False), nn.BatchNorm1d(dim, affine=False)) if args.projector == "mlp" else
             nn.Linear(width, dim, bias=False) if args.projector == "linear" else
             Direct(width, args.d0, args.direct_mode) if args.projector == "direct" else nn.Identity())
 

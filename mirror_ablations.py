@@ -321,14 +321,10 @@ GROUPS = {"Architectures (Table 2)": ["simsiam", "simsiam_bn", "no_stopgrad", "n
           "Identity-initialised heads (Wen & Li)": ["linear", "identity_full", "identity", "identity_symmetric", "identity_frozen"]}
 
 
-def verdict(m_o, effective_rank):
-    return "complete" if m_o >= 0.95 else "dimensional" if effective_rank <= 4 else "none"
-
-
 def report(run):
     """result.json, with the verdict on Z; on P for `symmetric`, whose loss compares P with P, so that h after f is the encoder."""
     last, on_P = run.history[-1], run.args.variant == "symmetric"
-    found = verdict(last["m_o_P"], last["rank_P"]) if on_P else verdict(last["m_o"], last["effective_rank"])
+    found = common.verdict(last["m_o_P"], last["rank_P"]) if on_P else common.verdict(last["m_o"], last["effective_rank"])
     result = run.finish(variant=run.args.label, verdict=found)
     print(f"collapse of {run.args.label}{' (on P)' if on_P else ''}: {found}; linear probe {result['linear']:.1f} %")
 

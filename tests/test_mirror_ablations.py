@@ -271,7 +271,7 @@ def test_columns_of_the_head():
 
 @pytest.mark.parametrize("m_o, rank, expected", [(0.95, 30, "complete"), (0.949, 4, "dimensional"), (0.949, 4.01, "none"), (0.96, 1, "complete")])
 def test_verdict(m_o, rank, expected):
-    assert M.verdict(m_o, rank) == expected
+    assert common.verdict(m_o, rank) == expected
 
 
 def test_settings_of_a_variant_win_over_the_recipe_and_lose_to_the_user():
@@ -286,7 +286,7 @@ def test_every_variant_runs_and_linear_eval_reads_it(variant, in_tmp):
     folder, = Path("runs").iterdir()
     result = json.loads((folder / "result.json").read_text())
     assert result["verdict"] in ("complete", "dimensional", "none") and 0 <= result["linear"] <= 100
-    assert result["verdict"] == M.verdict(*((result["m_o_P"], result["rank_P"]) if variant == "symmetric" else (result["m_o"], result["effective_rank"])))
+    assert result["verdict"] == common.verdict(*((result["m_o_P"], result["rank_P"]) if variant == "symmetric" else (result["m_o"], result["effective_rank"])))
     assert linear_eval.main([str(folder), "--epochs", "1"])["trained"]["epoch"] == 1
 
 
