@@ -116,10 +116,12 @@ def phases(W, E, every):
 
 
 def outcome(W):
-    """What the first two neurons learnt by the end.  W: [S, m, d] -> a name each: both features, only v1, only v2, unfinished"""
+    """What the first two neurons learnt by the end: the feature with the larger cosine, if that is over 0.6.
+
+    W: [S, m, d] -> a name each: both features, only v1, only v2, unfinished"""
     names = []
-    for (c11, c12), (c21, c22) in cosines(W)[:, :2].tolist():
-        one, two = ("v1" if x > 0.8 else "v2" if y > 0.8 else "" for x, y in ((c11, c12), (c21, c22)))
+    for neurons in cosines(W)[:, :2].tolist():
+        one, two = ("" if max(cos) < 0.6 else "v1" if cos[0] > cos[1] else "v2" for cos in neurons)
         names.append("unfinished" if not one or not two else "both features" if one != two else f"only {one}")
     return names
 
@@ -203,9 +205,9 @@ def scan(args, generator, ratios=(0.25, 0.5, 1.0, 2.0, 4.0), sigmas=(0.2, 0.3, 0
              for i, r in enumerate(ratios) for j, s in enumerate(sigmas)]
 
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(5.5, 4), layout="constrained")
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
     axis = figure.subplots()
-    image = axis.imshow(success.tolist(), origin="lower", cmap="RdYlGn", vmin=0, vmax=repeats)
+    image = axis.imshow(success.tolist(), origin="lower", aspect="auto", cmap="RdYlGn", vmin=0, vmax=repeats)
     axis.set(xticks=range(len(sigmas)), xticklabels=sigmas, yticks=range(len(ratios)), yticklabels=ratios, xlabel="noise σ",
              ylabel="η$_E$ / η$_W$", title=f"runs of {repeats} that learn both features")
     figure.colorbar(image, ticks=range(repeats + 1))

@@ -164,15 +164,23 @@ def test_byol_table_is_made_of_the_files_in_results(flags, label, seeds):
     assert [c.strip() for c in row.strip("|").split("|")][1:] == expected
 
 
-@pytest.mark.parametrize("file", sorted(RESULTS.glob("directpred-sweep-*.md")), ids=lambda f: f.stem)
-def test_directpred_tables_are_those_of_results(file):
+TABLES = sorted(RESULTS.glob("directpred-sweep-*.md")) + sorted(RESULTS.glob("directclr-*.md"))
+KEYS = {"kNN": ("knn", 1), "linear": ("linear", 1), "m_o": ("m_o", 2), "rank": ("effective_rank", 1), "align": ("align", 3),
+        "on r[:d0]": ("linear_first", 1), "rank of r": ("test_rank_r", 1), "rank of z": ("test_rank_z", 1), "alive in r": ("alive_r", 0)}
+
+
+@pytest.mark.parametrize("file", TABLES, ids=lambda f: f.stem)
+def test_tables_are_those_of_results(file):
     assert file.read_text() in README
-    tables = [{row["predictor"]: row for row in csv.DictReader(open(f))} for f in sorted(RESULTS.glob(f"{file.stem}-s?.csv"))]
-    lines = [[c.strip() for c in line.strip("|").split("|")] for line in file.read_text().splitlines()]
+    lines = [[c.strip() for c in line.strip().strip("|").split("|")] for line in file.read_text().splitlines()]
     header = lines.pop(0)
+    tables = [{row[header[0] or "name"]: row for row in csv.DictReader(open(f))} for f in sorted(RESULTS.glob(f"{file.stem}-s?.csv"))]
     assert tables and [line[0] for line in lines[1:]] == list(tables[0])
+    columns = [column for column in KEYS if column in header]
+    assert len(columns) >= 4
     for line in lines[1:]:
-        for column, key, digits in (("kNN", "knn", 1), ("linear", "linear", 1), ("m_o", "m_o", 2), ("rank", "effective_rank", 1), ("align", "align", 3)):
+        for column in columns:
+            key, digits = KEYS[column]
             assert line[header.index(column)] == mean_std([t[line[0]][key] for t in tables], digits), (line[0], column)
 
 
@@ -196,6 +204,13 @@ def test_numbers_in_the_text_about_byol_and_directpred_are_those_of_results():
 def test_pictures_of_the_theory_have_their_numbers_beside_them(toy):
     rows = list(csv.DictReader(open(RESULTS / f"{toy}-s0.csv")))
     assert f"results/{toy}-s0.png" in README and (RESULTS / f"{toy}-s0.png").exists() and len(rows) > 5
+    if toy == "toy_patch":
+        frozen_v1, frozen_both, v1, both, unfinished, turned = (next(int(r["measured"]) for r in csv.DictReader(open(RESULTS / "toy_patch-random-s0.csv"))
+                                                                     if r["what"].startswith(what)) for what in (
+            "E frozen: only v1", "E frozen: both", "E trained: only v1", "E trained: both", "E trained: unfinished", "only v1 when frozen"))
+        text = README.replace("\n", " ")
+        assert f"with the head frozen {frozen_v1} learn only v1 and {frozen_both} both" in text
+        assert f"trained {v1} and {both}, {unfinished} are not done after 2600 steps, and only {turned} turn" in text
     if toy == "toy_infonce":
         live = [r["measured"] for r in rows if "over 1e-4" in r["what"]]
         assert f"{live[0]}, {live[1]} and {live[2]} of 16 with 1, 2, 3 layers" in README.replace("\n", " ")
