@@ -688,7 +688,7 @@ class Run:
         write(self.folder / "last.pt", lambda f: torch.save(
             {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "epoch": self.epoch,
              "seconds": self.seconds, "history": self.history}, f))
-        self.write_results(draw=last or self.epoch % max(1, a.epochs // 10) == 0)
+        self.write_results(draw=last or self.epoch > 0 and self.epoch % max(1, a.epochs // 10) == 0)
         self.print_row(row, header=self.epoch == 0)
 
     def write_results(self, draw=True):

@@ -42,12 +42,14 @@ RECIPES = {
 EXPERIMENTS = {
     "conjecture": [(f"{loss}, {start}", before + loss + ":1", says) for start, before in (("from init", ""), ("from SimSiam", "simsiam:3,"))
                    for loss, says in (("centre", "m_o rises"), ("residual", "m_o falls"), ("random", "little"))],
-    "triplet": [("Z_b + o_e + r_e", "triplet", "36.21"), ("Z_b + o_e", "triplet-r_e", "47.41"), ("Z_b + r_e", "triplet-o_e", "1, collapse")],
+    "triplet": [("Z_b + o_e + r_e", "triplet", "36.21"), ("Z_b + o_e", "triplet-r_e", "47.41"),
+                ("Z_b + r_e", "triplet-o_e", "1, collapse")],
     "simsiam": [("P_b + o_e + r_e", "simsiam", "66.62"), ("P_b + o_e", "simsiam-r_e", "48.08"), ("P_b + r_e", "simsiam-o_e", "66.15"),
                 ("P_b", "simsiam-o_e-r_e", "1, collapse")],
     "center": [("SimSiam", "simsiam:5", "eta_p about -0.5"), ("Mirror SimSiam", "mirror:3", "eta_z about 0.2")],
     "recover": [(name, f"simsiam:5,naive:1,{loss}:2", says) for name, loss, says in (
-        ("of z", "decorrelate", "m_r rises fast"), ("of z / std", "decorrelate_standardised", ""), ("of Z", "decorrelate_normalised", ""))],
+        ("of z", "decorrelate", "m_r rises fast"), ("of z, standardised", "decorrelate_standardised", ""),
+        ("of z, normalised", "decorrelate_normalised", ""))],
     "infonce": [("SimSiam", "simsiam", "covariance falls"), ("InfoNCE", "infonce", "covariance falls"),
                 ("InfoNCE, Z_b + o_e", "infonce-r_e", "covariance high, accuracy drops")],
     "bias": [("bias", "bias", "b parallel to o")],
@@ -144,7 +146,8 @@ LOSSES = {
     "decorrelate_standardised": lambda v: decorrelation_loss((v.za - v.za.mean(0)) / (v.za.std(0) + 1e-4)),
     "decorrelate_normalised": lambda v: decorrelation_loss(v.Za),
 }
-SURROGATES = ("simsiam", "simsiam-o_e", "simsiam-r_e", "simsiam-o_e-r_e", "triplet", "triplet-o_e", "triplet-r_e", "infonce", "infonce-o_e", "infonce-r_e")
+SURROGATES = ("simsiam", "simsiam-o_e", "simsiam-r_e", "simsiam-o_e-r_e", "triplet", "triplet-o_e", "triplet-r_e",
+              "infonce", "infonce-o_e", "infonce-r_e")
 
 
 def loss_of(name, net, z1, z2, args):
@@ -236,17 +239,16 @@ def train(args, device, data):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        columns = {key: torch.stack([row[key] for row in seen]).tolist() for key in seen[0]}
-        first = max(0, epoch - 1) * run.steps
-        run.log("steps.csv", [{"step": first + i} | dict(zip(columns, row)) for i, row in enumerate(zip(*columns.values()))] * (epoch > 0))
+        table = torch.stack([torch.stack(list(row.values())) for row in seen]).tolist()                     # waits for the device, once
+        run.log("steps.csv", [{"step": (epoch - 1) * run.steps + i} | dict(zip(seen[0], row)) for i, row in enumerate(table)] * (epoch > 0))
         P = common.collapse_metrics(torch.cat([v.Pa, v.Pb]).detach())
         run.end_epoch(losses, lr=optimizer.param_groups[0]["lr"], z=torch.cat([z1, z2]).detach(),
                       **{key + "_P": P[key] for key in ("std", "m_o", "m_r", "effective_rank")})
     if run.is_first:
-        last = run.history[-1]
+        last, steps = run.history[-1], common.read_csv(run.folder / "steps.csv")[-run.steps:]               # of the last epoch
         run.finish(arm=args.label, verdict=common.verdict(last["m_o"], last["effective_rank"]),
                    verdict_P=common.verdict(last["m_o_P"], last["effective_rank_P"]),
-                   **{key: sum(column[-run.steps:]) / run.steps for key, column in columns.items() if key not in last})
+                   **{key: sum(row[key] for row in steps) / len(steps) for key in steps[0] if key not in last})
     return model
 
 
@@ -271,10 +273,9 @@ def plot(axis, arms, key, title, **settings):
 
 
 def draw_conjecture(folders):
-    figure, axes = new_figure(4, 3.7)
-    arms = steps_of(folders)
+    (figure, axes), arms = new_figure(4, 3.7), steps_of(folders)
     for i, start in enumerate(("from init", "from SimSiam")):
-        here = {name.split(",")[0]: rows[-len(arms[f"random, from init"]):] for name, rows in arms.items() if name.endswith(start)}
+        here = {name.split(",")[0]: rows[-len(arms["random, from init"]):] for name, rows in arms.items() if name.endswith(start)}
         for axis, key in zip(axes[2 * i:], ("m_o", "m_r")):
             plot(axis, here, key, f"{start}: {key}", ylim=(-0.03, 1.05))
     return figure
@@ -390,7 +391,7 @@ def parse(argv, job=""):
     """job: the name of an arm of an experiment"""
     args = common.parse_args(__file__, __doc__, RECIPES, argv, CHOICES, FLAGS)
     if args.phases:
-        args.all, args.label = False, job.replace(" ", "_").replace("/", "over").replace(",", "") or args.phases.replace(":", "").replace(",", "-")
+        args.all, args.label = False, job.replace(" ", "_").replace(",", "") or args.phases.replace(":", "").replace(",", "-")
         args.epochs = sum(epochs for _, epochs in read_phases(args))
     else:
         kind = "-simsiam_h" * (args.experiment == "simsiam" and args.predictor_loss == "simsiam")

@@ -280,8 +280,8 @@ def test_settings_of_a_variant_win_over_the_recipe_and_lose_to_the_user():
     assert M.parse(["--variant", "same_batch", "--n-aug", "25"]).label == "same_batch25"
 
 
-@pytest.mark.parametrize("variant", M.VARIANTS)
-def test_every_variant_runs_and_linear_eval_reads_it(variant, in_tmp):
+@pytest.mark.parametrize("variant", ["symmetric", "inverse", "moving_average", "bn_after_l2", "identity_full"])     # --all runs every one
+def test_variants_run_and_linear_eval_reads_them(variant, in_tmp):
     M.main(["--variant", variant, "--dry-run", "--final-bn", "affine"])
     folder, = Path("runs").iterdir()
     result = json.loads((folder / "result.json").read_text())
