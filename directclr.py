@@ -164,13 +164,13 @@ def report(run):
     encoder.projector.train()
     for name, x in spectra.items():
         spectra[name] = s = spectrum(x)
-        found |= {f"rank_{name}": common.collapse_metrics(x)["effective_rank"], f"alive_{name}": (s > 1e-3 * s[0]).sum().item(),
+        found |= {f"test_rank_{name}": common.collapse_metrics(x)["effective_rank"], f"alive_{name}": (s > 1e-3 * s[0]).sum().item(),
                   f"dims_{name}": len(s)}
         table += [{"space": name, "index": i + 1, "eigenvalue": value} for i, value in enumerate(s.tolist())]
     common.write_csv(run.folder / "spectrum.csv", table)
-    result = run.finish(projector=args.projector, **{"test_" * key.startswith("rank") + key: value for key, value in found.items()})
+    result = run.finish(projector=args.projector, **found)
     common.write(run.folder / "spectrum.png", lambda f: draw({args.label: run.folder}).savefig(f, dpi=110, format="png"))
-    print(f"{args.label}: effective rank {found['rank_r']:.1f} of {found['dims_r']} in r, {found['rank_z']:.1f} of {found['dims_z']} in z; "
+    print(f"{args.label}: effective rank {found['test_rank_r']:.1f} of {found['dims_r']} in r, {found['test_rank_z']:.1f} of {found['dims_z']} in z; "
           f"linear probe {result['linear']:.1f} %")
 
 
@@ -186,6 +186,26 @@ def draw(folders):
         axis.set(yscale="log", ylim=(1e-8, 2), xlabel="eigenvalue of the covariance, sorted", title=title)
     left.set_ylabel("its size, largest = 1")
     left.legend()
+    return figure
+
+
+def draw_sweep(what, results):
+    """Accuracy against d0 or the temperature, and beside it what changes with it."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    x = [float(r["name"].split()[1]) for r in results]
+    for key, label in (("linear", "linear probe of r"), ("knn", "kNN of r")) + (what == "d0") * (("linear_first", "linear probe of r[:d0]"),):
+        left.plot(x, [r[key] for r in results], "o-", label=label)
+    key, title = {"d0": ("test_rank_r", "effective rank of r"), "temperature": ("covariance", "covariance of Z (Zhang et al., Algorithm 5)")}[what]
+    right.plot(x, [r[key] for r in results], "o-")
+    left.set_title("accuracy (%)")
+    right.set_title(title)
+    left.legend()
+    for axis in (left, right):
+        axis.set(xscale="log", xlabel={"d0": "d0, dimensions of r that the loss sees", "temperature": "temperature τ"}[what],
+                 xticks=x, xticklabels=[f"{v:g}" for v in x])
+        axis.minorticks_off()
     return figure
 
 
@@ -216,7 +236,9 @@ def run_all(args, argv, device, data):
     results = [json.loads((f / "result.json").read_text()) | {"name": name, "paper": paper} for (name, _, paper), f in zip(rows, folders)]
     text = common.write_table(args, results, COLUMNS)
     common.write(folder / "spectra.png", lambda f: draw(dict(zip((r["name"] for r in results), folders))).savefig(f, dpi=110, format="png"))
-    print(f"\n{text}\n{folder}: table.csv, table.md, spectra.png")
+    if args.sweep in ("d0", "temperature"):
+        common.write(folder / "sweep.png", lambda f: draw_sweep(args.sweep, results).savefig(f, dpi=110, format="png"))
+    print(f"\n{text}\n{folder}: table.csv, table.md and pictures")
 
 
 # ---------------------------------------------------------------------------------------------------------------- main

@@ -223,6 +223,13 @@ def test_all_makes_a_table_and_a_figure_and_trains_nothing_twice(in_tmp, monkeyp
     assert len(trained) == 4 and (folder / "table.md").read_text() == table
 
 
+@pytest.mark.parametrize("sweep", ["d0", "temperature"])
+def test_picture_of_a_sweep(sweep, tmp_path):
+    rows = [{"name": f"x {x}", "knn": 90.0, "linear": 91.0, "linear_first": 80.0, "test_rank_r": 7.0, "covariance": 0.1} for x in (0.5, 1, 2)]
+    axes = C.draw_sweep(sweep, rows).axes
+    assert [list(line.get_xdata()) for axis in axes for line in axis.lines] == [[0.5, 1, 2]] * (4 if sweep == "d0" else 3)
+
+
 @pytest.mark.parametrize("flags, key, values", [
     ("--sweep d0", "d0", [6, 12, 17, 24, 48, 96]), ("--sweep temperature", "temperature", [0.05, 0.1, 0.2, 0.5, 1, 5]),
     ("--sweep d0 --arch resnet18 --d0 90", "d0", [32, 64, 90, 128, 256, 512]), ("--sweep mode", "direct_mode", ["prefix", "random", "orthogonal"])])
