@@ -151,7 +151,7 @@ def spectrum(x):
 
 
 def report(run):
-    """result.json, spectrum.csv and spectrum.png, all of the test set: how many dimensions r and z have, what r has beyond the first d0."""
+    """result.json, spectrum.csv, spectrum.png, of the test set: how many dimensions r and z have, and what r has beyond the first d0."""
     if not run.is_first:
         return
     args, d0, encoder, epochs = run.args, run.args.d0, run.model.encoder, 2 if run.args.dry_run else 100
@@ -195,9 +195,10 @@ def draw_sweep(what, results):
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     x = [float(r["name"].split()[1]) for r in results]
-    for key, label in (("linear", "linear probe of r"), ("knn", "kNN of r")) + (what == "d0") * (("linear_first", "linear probe of r[:d0]"),):
+    curves = {"linear": "linear probe of r", "knn": "kNN of r"} | ({"linear_first": "linear probe of r[:d0]"} if what == "d0" else {})
+    for key, label in curves.items():
         left.plot(x, [r[key] for r in results], "o-", label=label)
-    key, title = {"d0": ("test_rank_r", "effective rank of r"), "temperature": ("covariance", "covariance of Z (Zhang et al., Algorithm 5)")}[what]
+    key, title = ("test_rank_r", "effective rank of r") if what == "d0" else ("covariance", "covariance of Z (Zhang et al., Algorithm 5)")
     right.plot(x, [r[key] for r in results], "o-")
     left.set_title("accuracy (%)")
     right.set_title(title)
