@@ -196,6 +196,12 @@ def test_numbers_in_the_text_about_byol_and_directpred_are_those_of_results():
         assert words.format(*(mean_std([r[i][key] for r in rows], 2) for i in (1, -1))) in text
 
 
+def test_numbers_in_the_text_about_weight_decay_are_those_of_results():
+    rows = list(csv.DictReader(open(RESULTS / "directpred-sweep-weight-decay-patches-s0.csv")))
+    ranks = [f"{float(r['effective_rank']):.1f}" for r in rows]
+    assert f"(rank {ranks[0]} without any, {ranks[-1]} at the largest)" in README.replace("\n", " ")
+
+
 @pytest.mark.parametrize("toy", ["toy_patch", "toy_dynamics", "toy_infonce", "toy_landscape"])
 def test_pictures_of_the_theory_have_their_numbers_beside_them(toy):
     rows = list(csv.DictReader(open(RESULTS / f"{toy}-s0.csv")))
