@@ -196,6 +196,18 @@ def test_numbers_in_the_text_about_byol_and_directpred_are_those_of_results():
         assert words.format(*(mean_std([r[i][key] for r in rows], 2) for i in (1, -1))) in text
 
 
+def test_text_about_directclr_says_what_the_tables_say():
+    seeds = [{r["name"]: r for r in csv.DictReader(open(f))} for f in sorted(RESULTS.glob("directclr-all-patches-s?.csv"))]
+    assert len(seeds) == 3
+    linear = {name: statistics.mean(float(s[name]["linear"]) for s in seeds) for name in seeds[0]}
+    assert linear["none"] > linear["linear"] > linear["mlp"] and linear["none"] > linear["direct"]          # reversed on patches
+    assert all(float(s["direct"]["linear_rest"]) > float(s["direct"]["linear_first"]) for s in seeds)
+    cifar = {r["name"]: r for r in csv.DictReader(open(RESULTS / "directclr-all-cifar10_jpeg-s0.csv"))}
+    by_linear, by_knn = (sorted(cifar, key=lambda name: float(cifar[name][key])) for key in ("linear", "knn"))
+    assert by_linear[0] == "none" == by_knn[-1] and by_linear[-1] == "direct"
+    assert f"(rank {float(cifar['none']['test_rank_r']):.1f})" in README
+
+
 def test_numbers_in_the_text_about_weight_decay_are_those_of_results():
     rows = list(csv.DictReader(open(RESULTS / "directpred-sweep-weight-decay-patches-s0.csv")))
     ranks = [f"{float(r['effective_rank']):.1f}" for r in rows]
