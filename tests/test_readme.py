@@ -202,6 +202,10 @@ def test_text_about_directclr_says_what_the_tables_say():
     linear = {name: statistics.mean(float(s[name]["linear"]) for s in seeds) for name in seeds[0]}
     assert linear["none"] > linear["linear"] > linear["mlp"] and linear["none"] > linear["direct"]          # reversed on patches
     assert all(float(s["direct"]["linear_rest"]) > float(s["direct"]["linear_first"]) for s in seeds)
+    for seed in range(3):                                                  # a cliff after nine dimensions
+        s_none, s_direct = ([float(r["eigenvalue"]) for r in csv.DictReader(open(RESULTS / f"directclr-{name}-patches-s{seed}-spectrum.csv"))
+                             if r["space"] == "r"] for name in ("none", "direct"))
+        assert s_none[9] < 0.1 * s_none[8] and s_direct[9] > 0.3 * s_direct[8]
     cifar = {r["name"]: r for r in csv.DictReader(open(RESULTS / "directclr-all-cifar10_jpeg-s0.csv"))}
     by_linear, by_knn = (sorted(cifar, key=lambda name: float(cifar[name][key])) for key in ("linear", "knn"))
     assert by_linear[0] == "none" == by_knn[-1] and by_linear[-1] == "direct"
