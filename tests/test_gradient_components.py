@@ -109,7 +109,7 @@ def test_cosine_with_the_decorrelation_gradient_is_that_of_autograd():
         lam = lam / lam.sum(1, keepdim=True)
         r_e = -(lam @ v.Zb - v.o_z)
         for key, e in (("r", r_e), ("o", -v.o_z.expand(N, -1))):
-            cos = [float(x @ -y / x.norm() / y.norm()) for x, y in zip(e, g)]
+            cos = [float(x @ -y / x.norm() / y.norm()) for x, y in zip(e.detach(), g)]
             assert seen[f"cos_{key} {t}"].item() == pytest.approx(np.mean(cos), abs=1e-7)
 
 
