@@ -206,6 +206,12 @@ def test_text_about_directclr_says_what_the_tables_say():
         s_none, s_direct = ([float(r["eigenvalue"]) for r in csv.DictReader(open(RESULTS / f"directclr-{name}-patches-s{seed}-spectrum.csv"))
                              if r["space"] == "r"] for name in ("none", "direct"))
         assert s_none[9] < 0.1 * s_none[8] and s_direct[9] > 0.3 * s_direct[8]
+    d0 = {r["name"]: r for r in csv.DictReader(open(RESULTS / "directclr-sweep-d0-patches-s0.csv"))}
+    assert f"({float(d0['d0 6']['linear_rest']):.1f} against {float(d0['d0 6']['linear_first']):.1f} at d0 = 6)" in README
+    assert sorted(d0, key=lambda name: float(d0[name]["linear"]))[-2:] in (["d0 24", "d0 48"], ["d0 48", "d0 24"])
+    tau = {float(r["name"].split()[1]): r for r in csv.DictReader(open(RESULTS / "directclr-sweep-temperature-patches-s0.csv"))}
+    healthy = [float(tau[t]["covariance"]) for t in (0.2, 0.5, 1, 5)]
+    assert healthy == sorted(healthy) and float(tau[5]["linear"]) < float(tau[1]["linear"]) and min(float(tau[t]["m_o"]) for t in (0.05, 0.1)) >= 0.95
     cifar = {r["name"]: r for r in csv.DictReader(open(RESULTS / "directclr-all-cifar10_jpeg-s0.csv"))}
     by_linear, by_knn = (sorted(cifar, key=lambda name: float(cifar[name][key])) for key in ("linear", "knn"))
     assert by_linear[0] == "none" == by_knn[-1] and by_linear[-1] == "direct"
