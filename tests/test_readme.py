@@ -206,6 +206,8 @@ def test_text_about_directclr_says_what_the_tables_say():
         s_none, s_direct = ([float(r["eigenvalue"]) for r in csv.DictReader(open(RESULTS / f"directclr-{name}-patches-s{seed}-spectrum.csv"))
                              if r["space"] == "r"] for name in ("none", "direct"))
         assert s_none[9] < 0.1 * s_none[8] and s_direct[9] > 0.3 * s_direct[8]
+    mode = {r["name"]: float(r["linear"]) for r in csv.DictReader(open(RESULTS / "directclr-sweep-mode-patches-s0.csv"))}
+    assert f"cost {mode['prefix'] - mode['random']:.1f} points of the probe" in README and abs(mode["prefix"] - mode["orthogonal"]) < 2
     d0 = {r["name"]: r for r in csv.DictReader(open(RESULTS / "directclr-sweep-d0-patches-s0.csv"))}
     assert f"({float(d0['d0 6']['linear_rest']):.1f} against {float(d0['d0 6']['linear_first']):.1f} at d0 = 6)" in README
     assert sorted(d0, key=lambda name: float(d0[name]["linear"]))[-2:] in (["d0 24", "d0 48"], ["d0 48", "d0 24"])
