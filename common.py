@@ -110,6 +110,27 @@ def parse_toy(file, doc, flags, argv=None):
     return args
 
 
+def run_parts(file, doc, argv, parts, shape):
+    """A toy script made of parts, one after the other, their panels in one figure.
+
+    parts: {name: part}; part(generator) -> rows (what, measured, theory), and functions draw(axis), a panel each; shape: rows and
+    columns of panels"""
+    args = parse_toy(file, doc, {}, argv)
+    device = setup(args)
+    torch.set_default_device(device)
+    generator = torch.Generator(device).manual_seed(args.seed)
+
+    from matplotlib.figure import Figure
+    figure, table = Figure(figsize=(16, 7.5), layout="constrained"), []
+    axes = iter(figure.subplots(*shape).flat)
+    for name, part in parts.items():
+        rows, *draws = part(generator)
+        table += [{"part": name, "what": what, "measured": measured, "theory": theory} for what, measured, theory in rows]
+        for draw in draws:
+            draw(next(axes))
+    finish_toy(args, device, table, figure)
+
+
 def finish_toy(args, device, table, figure):
     """Print the table, and leave it with the figure in a run folder.  table: list of dicts, "measured" and "theory" among the keys"""
     def text(value):

@@ -271,20 +271,7 @@ PARTS = {"Lemma 1": lemma1_and_sgd, "collapse": without_predictor_or_stopgrad, "
 
 
 def main(argv=None):
-    args = common.parse_toy(__file__, __doc__, {}, argv)
-    device = common.setup(args)
-    torch.set_default_device(device)
-    generator = torch.Generator(device).manual_seed(args.seed)
-
-    from matplotlib.figure import Figure
-    figure, table = Figure(figsize=(16, 7.5), layout="constrained"), []
-    axes = iter(figure.subplots(2, 4).flat)
-    for name, part in PARTS.items():
-        rows, *draws = part(generator)
-        table += [{"part": name, "what": what, "measured": measured, "theory": theory} for what, measured, theory in rows]
-        for draw in draws:
-            draw(next(axes))
-    common.finish_toy(args, device, table, figure)
+    common.run_parts(__file__, __doc__, argv, PARTS, (2, 4))
 
 
 if __name__ == "__main__":
