@@ -6,7 +6,7 @@ same with the views exchanged.  `diff simsiam.py byol.py` is what BYOL adds.
 
     python byol.py
 
-learns ten classes of `patches` without labels: kNN 88.5 +- 1.2 % (seeds 0, 1, 2) in 107 s of training on two CPU cores (torch 2.15).
+learns ten classes of `patches` without labels: kNN 88.5 +- 1.2 % (seeds 0, 1, 2) in 104 s of training on two CPU cores (torch 2.15).
 With `--predictor none --ema 0`, or with `--no-stopgrad`, one dimension is left.  A difference to the paper on every data set: SGD,
 and a predictor rate that stays constant; on `patches` it is 10 times the encoder's, and the projector ends with a BN.
 """

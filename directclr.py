@@ -11,7 +11,7 @@ sees the first d0 dimensions of r alone, and the others learn through the layers
     python directclr.py --all                        all four in one table and one figure
     python directclr.py --sweep d0                   also temperature, mode
 
-On `patches` a run trains for 75 s on two CPU cores (torch 2.15).  Without a projector r ends with nine large eigenvalues and a cliff,
+On `patches` a run trains for 70 s on two CPU cores (torch 2.15).  Without a projector r ends with nine large eigenvalues and a cliff,
 with DirectCLR without one (effective rank 10.4 and 14.2 of 96, seeds 0, 1, 2).  There the nine are all that the labels ask for, so the
 paper's order of accuracies is reversed (linear probe 99.1 % without a projector, 97.1 % with DirectCLR); see the README.
 """
