@@ -16,7 +16,8 @@ that collapses, and an extra one, split into its centre o_e and its residual r_e
 """
 import json
 import sys
-from dataclasses import dataclass
+from collections import namedtuple
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -26,37 +27,37 @@ from torch.nn import functional as F
 
 import common
 
-# One dict per data set; every entry is also a flag, and a flag that is given wins.  lr is for a batch of 256.  pred_lr, bias_lr: rates
-# of h and of the bias over the encoder's; both stay constant.  The CIFAR recipes are the papers', those of SimSiam.
+# One dict per data set; every entry is also a flag, and a flag that is given wins.  lr is for a batch of 256.  bias_lr: the bias's rate
+# over the encoder's; that and h's are constant.  The CIFAR recipes are the papers', those of SimSiam.
 RECIPES = {
-    "patches": dict(arch="small", epochs=10, batch_size=64, lr=0.4, weight_decay=1e-3, warmup_epochs=1,      # ours
-                    proj_layers=2, proj_dim=256, pred_hidden=512, final_bn="none", pred_lr=10.0, bias_lr=50.0, temperature=0.3),
+    "patches": dict(arch="small", epochs=10, batch_size=64, lr=1.0, weight_decay=1e-3, warmup_epochs=1,      # ours
+                    proj_layers=2, proj_dim=256, pred_hidden=512, final_bn="affine", bias_lr=50.0, temperature=0.3),
     "cifar10": dict(arch="resnet18", epochs=200, batch_size=512, lr=0.03, weight_decay=5e-4, warmup_epochs=0,  # Chen & He, app. D
-                    proj_layers=2, proj_dim=2048, pred_hidden=512, final_bn="noaffine", pred_lr=1.0, bias_lr=50.0, temperature=0.2),
+                    proj_layers=2, proj_dim=2048, pred_hidden=512, final_bn="noaffine", bias_lr=50.0, temperature=0.2),
     "cifar100": dict(arch="resnet18", epochs=200, batch_size=256, lr=0.5, weight_decay=1e-5, warmup_epochs=10,  # Zhang et al., A.1
-                     proj_layers=3, proj_dim=2048, pred_hidden=512, final_bn="affine", pred_lr=1.0, bias_lr=50.0, temperature=0.2),
-    "other": dict(arch="small", epochs=20, batch_size=64, lr=0.4, weight_decay=5e-4, warmup_epochs=1,        # ours
-                  proj_layers=2, proj_dim=256, pred_hidden=512, final_bn="none", pred_lr=10.0, bias_lr=50.0, temperature=0.2),
+                     proj_layers=3, proj_dim=2048, pred_hidden=512, final_bn="affine", bias_lr=50.0, temperature=0.2),
+    "other": dict(arch="small", epochs=20, batch_size=64, lr=1.0, weight_decay=5e-4, warmup_epochs=1,        # ours
+                  proj_layers=2, proj_dim=256, pred_hidden=512, final_bn="affine", bias_lr=50.0, temperature=0.2),
 }
+# What an experiment brings: without a final BN, Z has a centre from the first step on, and collapses in less than an epoch.
+NO_BN = {"final_bn": "none", "lr": 0.4}
+SETTINGS = {"conjecture": NO_BN, "triplet": {}, "simsiam": {}, "center": {}, "recover": NO_BN, "infonce": {}, "bias": NO_BN}
 # Experiment -> its arms: name, phases, what the paper says (linear top-1 on CIFAR-100, or its figure's message).
 EXPERIMENTS = {
     "conjecture": [(f"{loss}, {start}", before + loss + ":1", says) for start, before in (("from init", ""), ("from SimSiam", "simsiam:3,"))
                    for loss, says in (("centre", "m_o rises"), ("residual", "m_o falls"), ("random", "little"))],
-    "triplet": [("Z_b + o_e + r_e", "triplet", "36.21"), ("Z_b + o_e", "triplet-r_e", "47.41"),
-                ("Z_b + r_e", "triplet-o_e", "1, collapse")],
+    "triplet": [("Z_b + o_e + r_e", "triplet", "36.21"), ("Z_b + o_e", "triplet-r_e", "47.41"), ("Z_b + r_e", "triplet-o_e", "1, collapse")],
     "simsiam": [("P_b + o_e + r_e", "simsiam", "66.62"), ("P_b + o_e", "simsiam-r_e", "48.08"), ("P_b + r_e", "simsiam-o_e", "66.15"),
                 ("P_b", "simsiam-o_e-r_e", "1, collapse")],
     "center": [("SimSiam", "simsiam:5", "eta_p about -0.5"), ("Mirror SimSiam", "mirror:3", "eta_z about 0.2")],
-    "recover": [(name, f"simsiam:5,naive:1,{loss}:2", says) for name, loss, says in (
-        ("of z", "decorrelate", "m_r rises fast"), ("of z, standardised", "decorrelate_standardised", ""),
-        ("of z, normalised", "decorrelate_normalised", ""))],
+    "recover": [(f"of z{kind.replace('_', ', ')}", f"simsiam:5,naive:1,decorrelate{kind}:2", says) for kind, says in (
+        ("", "m_r rises fast"), ("_standardised", ""), ("_normalised", ""))],
     "infonce": [("SimSiam", "simsiam", "covariance falls"), ("InfoNCE", "infonce", "covariance falls"),
                 ("InfoNCE, Z_b + o_e", "infonce-r_e", "covariance high, accuracy drops")],
     "bias": [("bias", "bias", "b parallel to o")],
 }
 TAUS = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 5.0)                                # Fig. 5c; the paper does not list its values
-CHOICES = {"arch": common.ARCHS, "final_bn": ("none", "noaffine", "affine"), "experiment": tuple(EXPERIMENTS),
-           "predictor_loss": ("surrogate", "simsiam")}
+CHOICES = {"arch": common.ARCHS, "final_bn": ("none", "noaffine", "affine"), "predictor_loss": ("surrogate", "simsiam")}
 FLAGS = {"experiment": ("simsiam", "train its arms, write its table and its figure"), "all": (False, "all experiments"),
          "phases": ("", "train this alone: losses and epochs, as in simsiam:5,naive:1; or one loss, for --epochs"),
          "predictor_loss": ("surrogate", "what h learns from where o_e or r_e is left out: the same loss as f, or SimSiam's")}
@@ -89,16 +90,8 @@ build = Siamese
 
 # -------------------------------------------------------------------------------------------------------------- losses
 
-@dataclass
-class Letters:
-    """The paper's letters.  [B, D] with rows of length 1 (capital), a: the view that learns, b: the other; centres [D] of both views"""
-    za: torch.Tensor
-    Za: torch.Tensor
-    Zb: torch.Tensor
-    Pa: torch.Tensor
-    Pb: torch.Tensor
-    o_z: torch.Tensor
-    o_p: torch.Tensor
+# The paper's letters, [B, D]; capital: rows of length 1.  a: the view that learns, b: the other.  o_z, o_p: centres of both views, [D]
+Letters = namedtuple("Letters", "za Za Zb Pa Pb o_z o_p")
 
 
 def letters(z1, z2, p1, p2):
@@ -139,35 +132,38 @@ def decorrelation_loss(z):
 LOSSES = {
     "naive": lambda v: -(v.Za * v.Zb.detach()).sum(1).mean(),                               # collapses
     "mirror": lambda v: -(v.Za * v.Pb).sum(1).mean(),                                       # with P_b = h(sg(z_b)), which learns too
+    "bias": lambda v: -(v.Pa * v.Zb.detach()).sum(1).mean(),                                # with p_a = Z_a + b
     "centre": lambda v: -(v.Za * v.o_z.detach()).sum(1).mean(),
     "residual": lambda v: -(v.Za * (v.Za - v.o_z).detach()).sum(1).mean(),
     "random": lambda v: -(v.Za * F.normalize(torch.randn_like(v.Za), dim=1)).sum(1).mean(),
-    "decorrelate": lambda v: decorrelation_loss(v.za),
-    "decorrelate_standardised": lambda v: decorrelation_loss((v.za - v.za.mean(0)) / (v.za.std(0) + 1e-4)),
+    "decorrelate": lambda v: 0.1 * decorrelation_loss(v.za),
+    "decorrelate_standardised": lambda v: 0.01 * decorrelation_loss((v.za - v.za.mean(0)) / (v.za.std(0) + 1e-4)),
     "decorrelate_normalised": lambda v: decorrelation_loss(v.Za),
 }
 SURROGATES = ("simsiam", "simsiam-o_e", "simsiam-r_e", "simsiam-o_e-r_e", "triplet", "triplet-o_e", "triplet-r_e",
               "infonce", "infonce-o_e", "infonce-r_e")
 
 
-def loss_of(name, net, z1, z2, args):
-    """Both directions of a loss.  -> scalar, Letters of the first"""
-    h, Z1, Z2 = net.predictor, F.normalize(z1, dim=1), F.normalize(z2, dim=1)
-    if name == "bias":                                                     # p = Z + b
-        p1, p2 = Z1 + net.bias, Z2 + net.bias
-        name = "simsiam"
-    elif name == "mirror":
-        p1, p2 = h(z1.detach()), h(z2.detach())
-    elif name.startswith("simsiam-") and args.predictor_loss == "simsiam":
+def predict(name, net, z1, z2, predictor_loss):
+    """-> p1, p2; where f learns from a part of SimSiam's loss and h from all of it, also h's own, of the detached z1, z2"""
+    h = net.predictor
+    if name == "bias":
+        return F.normalize(z1, dim=1) + net.bias, F.normalize(z2, dim=1) + net.bias
+    if name == "mirror":
+        return h(z1.detach()), h(z2.detach())
+    if name.startswith("simsiam-") and predictor_loss == "simsiam":
         fixed = {key: p.detach() for key, p in h.named_parameters()}       # h as it is, for f's loss
-        p1, p2 = functional_call(h, fixed, z1), functional_call(h, fixed, z2)
-    else:
-        p1, p2 = h(z1), h(z2)
+        return functional_call(h, fixed, z1), functional_call(h, fixed, z2), h(z1.detach()), h(z2.detach())
+    return h(z1), h(z2)
+
+
+def loss_of(name, tau, z1, z2, p1, p2, *own):
+    """Both directions of a loss, and SimSiam's for h's own predictions.  -> scalar, Letters of the first"""
     both = letters(z1, z2, p1, p2)
-    a, b = (LOSSES[name](v) if name in LOSSES else surrogate(name, v, args.temperature) for v in both)
+    a, b = (LOSSES[name](v) if name in LOSSES else surrogate(name, v, tau) for v in both)
     loss = a / 2 + b / 2
-    if name.startswith("simsiam-") and args.predictor_loss == "simsiam":   # and SimSiam's, which moves h alone
-        a, b = (surrogate("simsiam", v, args.temperature) for v in letters(z1.detach(), z2.detach(), h(z1.detach()), h(z2.detach())))
+    if own:                                                                # this one moves h alone
+        a, b = (surrogate("simsiam", v, tau) for v in letters(z1.detach(), z2.detach(), *own))
         loss = loss + a / 2 + b / 2
     return loss, both[0]
 
@@ -215,22 +211,24 @@ def train(args, device, data):
     model = Siamese(args).to(device, memory_format=torch.channels_last)
     lr = args.lr * args.batch_size / 256
     optimizer = torch.optim.SGD([{"params": model.encoder.parameters()},
-                                 {"params": model.predictor.parameters(), "lr": lr * args.pred_lr, "weight_decay": 0.0},
+                                 {"params": model.predictor.parameters(), "weight_decay": 0.0},
                                  {"params": [model.bias], "lr": lr * args.bias_lr, "weight_decay": 0.0}],
                                 lr, momentum=0.9, weight_decay=args.weight_decay)
     run = common.Run(args, model, optimizer, data)
-    net, phases = run.parallel(), [name for name, epochs in read_phases(args) for _ in range(epochs)]       # a loss for every epoch
+    net = run.parallel()
+    schedule = [(phase, name) for phase, (name, epochs) in enumerate(read_phases(args)) for _ in range(epochs)]
 
     for epoch in run.epochs():
-        name, losses, seen = phases[max(epoch - 1, 0)], [], []
+        (phase, name), losses, seen = schedule[max(epoch - 1, 0)], [], []
         for t, x in run.batches():                                         # epochs done so far; uint8 [B, 3, S, S]
             constant = lr * min(1, t / max(args.warmup_epochs, 1e-9))      # where one loss follows another
             optimizer.param_groups[0]["lr"] = constant if "," in args.phases else common.cosine_lr(lr, t, args.epochs, args.warmup_epochs)
 
             x1, x2 = common.augment(x, data.mean, data.std), common.augment(x, data.mean, data.std)
-            with common.autocast(device):                                  # bfloat16 on CUDA
+            with common.autocast(device):                                  # bfloat16 on CUDA, but not in the loss
                 z1, z2 = net(x1, x2)
-                loss, v = loss_of(name, model, z1, z2, args)
+                p = predict(name, model, z1, z2, args.predictor_loss)
+            loss, v = loss_of(name, args.temperature, z1, z2, *p)
             losses.append(loss.detach())
             seen.append(measure(name, model, v, args.temperature))
             if epoch == 0:                                                 # the untrained net: measured, not trained
@@ -240,7 +238,8 @@ def train(args, device, data):
             loss.backward()
             optimizer.step()
         table = torch.stack([torch.stack(list(row.values())) for row in seen]).tolist()                     # waits for the device, once
-        run.log("steps.csv", [{"step": (epoch - 1) * run.steps + i} | dict(zip(seen[0], row)) for i, row in enumerate(table)] * (epoch > 0))
+        first = (epoch - 1) * run.steps
+        run.log("steps.csv", [{"step": first + i, "phase": phase} | dict(zip(seen[0], row)) for i, row in enumerate(table)] * (epoch > 0))
         P = common.collapse_metrics(torch.cat([v.Pa, v.Pb]).detach())
         run.end_epoch(losses, lr=optimizer.param_groups[0]["lr"], z=torch.cat([z1, z2]).detach(),
                       **{key + "_P": P[key] for key in ("std", "m_o", "m_r", "effective_rank")})
@@ -253,39 +252,8 @@ def train(args, device, data):
 
 
 # ------------------------------------------------------------------------------------------------------------- figures
-# folders: {arm: its run folder} -> figure
 
-def steps_of(folders):
-    return {name: common.read_csv(folder / "steps.csv") for name, folder in folders.items()}
-
-
-def new_figure(columns, width=4.4):
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(width * columns, 3.6), layout="constrained")
-    return figure, figure.subplots(1, columns, squeeze=False)[0]
-
-
-def plot(axis, arms, key, title, **settings):
-    for name, rows in arms.items():
-        axis.plot([row["step"] for row in rows], [row[key] for row in rows], label=name)
-    axis.set(title=title, xlabel="step", **settings)
-    axis.legend(fontsize=8)
-
-
-def draw_conjecture(folders):
-    (figure, axes), arms = new_figure(4, 3.7), steps_of(folders)
-    for i, start in enumerate(("from init", "from SimSiam")):
-        here = {name.split(",")[0]: rows[-len(arms["random, from init"]):] for name, rows in arms.items() if name.endswith(start)}
-        for axis, key in zip(axes[2 * i:], ("m_o", "m_r")):
-            plot(axis, here, key, f"{start}: {key}", ylim=(-0.03, 1.05))
-    return figure
-
-
-def draw_collapse(folders):
-    figure, axes = new_figure(2)
-    plot(axes[0], steps_of(folders), "m_o", "m_o of Z (1: complete collapse)", ylim=(-0.03, 1.05))
-    plot(axes[1], steps_of(folders), "m_o_P", "m_o of P", ylim=(-0.03, 1.05))
-    return figure
+ETA = {"SimSiam": "eta_p", "Mirror SimSiam": "eta_z"}                      # whose o_e, and how much of which centre
 
 
 def scan(etas, o_z2, o_p2, dot, mirror=False):
@@ -294,69 +262,70 @@ def scan(etas, o_z2, o_p2, dot, mirror=False):
     return [(dot - (1 + e) * o2) / max(o2 * (other2 - 2 * (1 + e) * dot + (1 + e) ** 2 * o2), 1e-24) ** 0.5 for e in etas]
 
 
-def draw_center(folders):
-    figure, (left, right) = new_figure(2)
-    etas = [i / 100 for i in range(-200, 201)]
-    for i, ((name, rows), key, letter) in enumerate(zip(steps_of(folders).items(), ("eta_p", "eta_z"), "pz")):
-        left.plot([row["step"] for row in rows], [row[key] for row in rows], color=f"C{i}", label=f"{name}: η$_{letter}$")
-        last = rows[-1]
-        right.plot(etas, scan(etas, last["m_o"]**2, last["m_o_P"]**2, last["o_z.o_p"], key == "eta_z"), color=f"C{i}", label=name)
-        right.axvline(last[key], color=f"C{i}", ls=":", label=f"η$_{letter}$ = {last[key]:.2f}, closed form")
-    left.axhline(0, color="0.5", lw=0.8)
-    right.axhline(0, color="0.5", lw=0.8)
-    left.set(title="share of the centre in o$_e$ over training", xlabel="step")
-    right.set(title="cos(o$_e$ − η o, o) at the end", xlabel="η")
-    left.legend(fontsize=8)
-    right.legend(fontsize=8)
+def draw_eta(axis, arms):
+    for name, key in ETA.items():
+        axis.plot([row["step"] for row in arms[name]], [row[key] for row in arms[name]], label=f"{key} of {name}")
+    axis.set(xlabel="step", ylim=(-1.1, 1.1))
+
+
+def draw_scan(axis, arms, etas=torch.linspace(-2, 2, 401).tolist()):
+    for i, (name, key) in enumerate(ETA.items()):
+        last = arms[name][-1]
+        axis.plot(etas, scan(etas, last["m_o"]**2, last["m_o_P"]**2, last["o_z.o_p"], key == "eta_z"), color=f"C{i}", label=name)
+        axis.axvline(last[key], color=f"C{i}", ls=":", label=f"closed form: {key} = {last[key]:.2f}")
+    axis.axhline(0, color="0.5", lw=0.8)
+    axis.set(xlabel="η")
+
+
+def draw_taus(axis, arms):
+    rows = [row for row in arms["InfoNCE"] if row["epoch"] == arms["InfoNCE"][-1]["epoch"]]                 # the last epoch
+    for letter in "ro":
+        axis.plot(TAUS, [sum(row[f"cos_{letter} {t}"] for row in rows) / len(rows) for t in TAUS], "o-", label=f"{letter}$_e$")
+    axis.set(xlabel="τ", xscale="log")
+
+
+PANELS = {                                           # title; the arms with this in their name; columns of steps.csv, or what draws
+    "conjecture": [(f"{key} of Z, {start}", start, key) for start in ("from init", "from SimSiam") for key in ("m_o", "m_r")],
+    "triplet": [("m_o of Z (1: complete collapse)", "", "m_o"), ("m_r of Z", "", "m_r")],
+    "simsiam": [("m_o of Z (1: complete collapse)", "", "m_o"), ("m_o of P", "", "m_o_P")],
+    "center": [("how much of the centre is in o$_e$", "", draw_eta), ("cos(o$_e$ − η o, o) at the end", "", draw_scan)],
+    "recover": [("m_r of Z", "", "m_r"), ("m_o of Z", "", "m_o")],
+    "infonce": [("covariance of Z (Algorithm 5)", "", "covariance"), ("InfoNCE: cosine with the de-correlation gradient", "", draw_taus)],
+    "bias": [("length of the bias", "", "b_theory b"), ("cosine of b and o", "", "b_cos")],
+}
+LABELS = {"b": "measured", "b_theory": "predicted: (1 − m) / m · o"}
+
+
+def draw(experiment, folders):
+    """folders: {arm: its run folder} -> figure"""
+    from matplotlib.figure import Figure
+    panels, arms = PANELS[experiment], {name: common.read_csv(folder / "steps.csv") for name, folder in folders.items()}
+    figure = Figure(figsize=(4.4 * len(panels), 3.6), layout="constrained")
+    for axis, (title, part, what) in zip(figure.subplots(1, len(panels)), panels):
+        if callable(what):
+            what(axis, arms)
+        else:
+            for name, rows in ((name, rows) for name, rows in arms.items() if part in name):
+                for key in what.split():
+                    axis.plot([r["step"] for r in rows], [r[key] for r in rows], label=LABELS.get(key, name.removesuffix(", " + part)))
+            for before, row in pairwise(rows):
+                if row["phase"] > before["phase"]:                         # from here on another loss
+                    axis.axvline(row["step"], color="0.5", ls=":")
+            axis.set(xlabel="step", **{"ylim": (-0.03, 1.05)} if what[:2] == "m_" else {"yscale": "log"} if what == "covariance" else {})
+        axis.set_title(title, fontsize=10)
+        axis.legend(fontsize=8)
     return figure
 
 
-def draw_recover(folders):
-    figure, axes = new_figure(2)
-    arms = steps_of(folders)
-    for axis, key in zip(axes, ("m_r", "m_o")):
-        plot(axis, arms, key, f"{key}: SimSiam, collapse, de-correlation", ylim=(-0.03, 1.05))
-        rows = next(iter(arms.values()))
-        for epoch in (6, 7):
-            axis.axvline(next((row["step"] for row in rows if row["epoch"] >= epoch), 0), color="0.5", ls=":")
-    return figure
-
-
-def draw_infonce(folders):
-    figure, (left, middle, right) = new_figure(3)
-    arms = steps_of(folders)
-    rows = [row for row in arms["InfoNCE"] if row["epoch"] == arms["InfoNCE"][-1]["epoch"]]
-    for key, label in (("r", "r$_e$"), ("o", "o$_e$")):
-        left.plot(TAUS, [sum(row[f"cos_{key} {t}"] for row in rows) / len(rows) for t in TAUS], "o-", label=label)
-    left.set(title="cosine with the de-correlation gradient", xlabel="τ", xscale="log")
-    left.axhline(0, color="0.5", lw=0.8)
-    left.legend()
-    plot(middle, arms, "covariance", "covariance of Z (Algorithm 5)", yscale="log")
-    for name, folder in folders.items():
-        known = [(row["epoch"], row["knn"]) for row in common.read_csv(folder / "metrics.csv") if row["knn"] == row["knn"]]
-        right.plot(*zip(*known), "o-", label=name)
-    right.set(title="kNN accuracy (%)", xlabel="epoch", ylim=(0, 100))
-    right.legend(fontsize=8)
-    return figure
-
-
-def draw_bias(folders):
-    figure, (left, right) = new_figure(2)
-    rows, = steps_of(folders).values()
-    plot(left, {"‖b‖ measured": [{"step": r["step"], "y": r["b"]} for r in rows],
-                "‖(1−m)/m · o‖ predicted": [{"step": r["step"], "y": r["b_theory"]} for r in rows]}, "y", "length of the bias")
-    plot(right, {"cos(b, o)": rows}, "b_cos", "direction of the bias", ylim=(-0.03, 1.05))
-    return figure
-
-
-DRAW = {"conjecture": draw_conjecture, "triplet": draw_collapse, "simsiam": draw_collapse, "center": draw_center, "recover": draw_recover,
-        "infonce": draw_infonce, "bias": draw_bias}
-SHARED = {"arm": ("", None), "paper": ("paper", None), "m_o": ("m_o", 2), "m_r": ("m_r", 2)}
+SHARED = {"arm": ("arm", None), "paper": ("paper", None), "m_o": ("m_o", 2), "m_r": ("m_r", 2)}
+BEFORE = {"arm": ("arm", None), "paper": ("paper", None), "m_o_before": ("m_o before", 2), "m_o": ("m_o", 2), "m_r_before": ("m_r before", 2),
+          "m_r_highest": ("highest m_r", 2), "m_r": ("m_r", 2)}            # the last phase
 SCORES = {"std": ("std", 2), "effective_rank": ("rank", 1), "m_o_P": ("m_o of P", 2), "verdict": ("collapse", None),
           "knn": ("kNN", 1), "linear": ("linear", 1)}
-COLUMNS = {"conjecture": SHARED, "triplet": SHARED | SCORES, "simsiam": SHARED | SCORES | {"verdict_P": ("collapse of P", None)},
-           "center": SHARED | {"eta_p": ("eta_p", 2), "eta_z": ("eta_z", 2)}, "recover": SHARED | {"effective_rank": ("rank", 1)},
-           "infonce": SHARED | SCORES | {"covariance": ("covariance", 5)},
+COLUMNS = {"conjecture": BEFORE, "triplet": SHARED | SCORES, "simsiam": SHARED | SCORES | {"verdict_P": ("collapse of P", None)},
+           "center": SHARED | {"eta_p": ("eta_p", 2), "eta_z": ("eta_z", 2)}, "recover": BEFORE | {"effective_rank": ("rank", 1)},
+           "infonce": SHARED | SCORES | {"covariance": ("covariance", 4), "cos_r 0.1": ("cos r_e, τ 0.1", 2),
+                                         "cos_r 1.0": ("cos r_e, τ 1", 2), "cos_o 0.1": ("cos o_e, τ 0.1", 2)},
            "bias": SHARED | {"b": ("length of b", 3), "b_theory": ("predicted", 3), "b_cos": ("cosine", 3)}}
 
 
@@ -365,9 +334,14 @@ def run_experiment(args, argv, device, data):
     folder, arms = Path(args.out) / common.run_name(args), EXPERIMENTS[args.experiment]
     jobs = [parse([*argv, "--phases", phases, "--out", str(folder)], name) for name, phases, _ in arms]
     folders = common.run_jobs(jobs, lambda job: train(job, device, data))
-    results = [json.loads((f / "result.json").read_text()) | {"arm": name, "paper": says} for (name, _, says), f in zip(arms, folders)]
+    results = []
+    for (name, _, says), f in zip(arms, folders):
+        steps = common.read_csv(f / "steps.csv")
+        last = [row for row in steps if row["phase"] == steps[-1]["phase"]]
+        more = {"m_o_before": last[0]["m_o"], "m_r_before": last[0]["m_r"], "m_r_highest": max(row["m_r"] for row in last)}
+        results.append(json.loads((f / "result.json").read_text()) | {"arm": name, "paper": says} | more)
     text = common.write_table(args, results, COLUMNS[args.experiment])
-    figure = DRAW[args.experiment](dict(zip((name for name, *_ in arms), folders)))
+    figure = draw(args.experiment, dict(zip((name for name, *_ in arms), folders)))
     common.write(folder / "figure.png", lambda f: figure.savefig(f, dpi=100, format="png"))
     print(f"\n{args.experiment}\n{text}\n{folder}: table.csv, table.md, figure.png")
 
@@ -379,8 +353,8 @@ def read_phases(args):
     phases = []
     for part in args.phases.split(","):
         name, _, epochs = part.partition(":")
-        if name not in (*LOSSES, *SURROGATES, "bias"):
-            common.fail(f"--phases {args.phases}: there is no loss {name!r}; the losses are {', '.join((*LOSSES, *SURROGATES, 'bias'))}")
+        if name not in (*LOSSES, *SURROGATES):
+            common.fail(f"--phases {args.phases}: there is no loss {name!r}; the losses are {', '.join((*LOSSES, *SURROGATES))}")
         if not epochs and "," in args.phases or epochs and not (epochs.isdecimal() and int(epochs)):
             common.fail(f"--phases {args.phases}: give every loss its epochs, as in simsiam:5,naive:1")
         phases.append((name, 1 if args.dry_run else int(epochs or args.epochs)))
@@ -389,13 +363,12 @@ def read_phases(args):
 
 def parse(argv, job=""):
     """job: the name of an arm of an experiment"""
-    args = common.parse_args(__file__, __doc__, RECIPES, argv, CHOICES, FLAGS)
+    args = common.parse_args(__file__, __doc__, RECIPES, argv, CHOICES, FLAGS, {"experiment": SETTINGS})
     if args.phases:
         args.all, args.label = False, job.replace(" ", "_").replace(",", "") or args.phases.replace(":", "").replace(",", "-")
         args.epochs = sum(epochs for _, epochs in read_phases(args))
     else:
-        kind = "-simsiam_h" * (args.experiment == "simsiam" and args.predictor_loss == "simsiam")
-        args.label = args.experiment + kind
+        args.label = args.experiment + "-simsiam_h" * (args.experiment == "simsiam" and args.predictor_loss == "simsiam")
     return args
 
 

@@ -96,7 +96,8 @@ def test_decorrelation_is_algorithm_5():
     v = random_letters()
     v.za.data.copy_(z[:N, [0, 1, 2, 3, 0]])
     C = np.corrcoef(v.za.detach().numpy().T)
-    assert G.LOSSES["decorrelate_standardised"](v).item() == pytest.approx(((C**2).sum() - 5) / 5, rel=1e-3)
+    assert G.LOSSES["decorrelate"](v).item() == pytest.approx(0.1 * G.decorrelation_loss(v.za).item())
+    assert G.LOSSES["decorrelate_standardised"](v).item() == pytest.approx(0.01 * ((C**2).sum() - 5) / 5, rel=1e-3)
     assert G.LOSSES["decorrelate_normalised"](v).item() == pytest.approx(G.decorrelation_loss(v.Za).item())
 
 
@@ -111,6 +112,15 @@ def test_cosine_with_the_decorrelation_gradient_is_that_of_autograd():
         for key, e in (("r", r_e), ("o", -v.o_z.expand(N, -1))):
             cos = [float(x @ -y / x.norm() / y.norm()) for x, y in zip(e.detach(), g)]
             assert seen[f"cos_{key} {t}"].item() == pytest.approx(np.mean(cos), abs=1e-7)
+
+
+def test_at_a_high_temperature_infonces_r_e_is_the_covariance_times_z():
+    """Why it de-correlates: to first order in 1 / tau, r_e = -C Z_a / tau^2, C the covariance of the Z_i."""
+    v = random_letters()
+    v = v._replace(o_z=v.Zb.mean(0))
+    R = (v.Zb - v.o_z).detach()
+    _, _, r_e = G.components("infonce", v, 1e4)
+    assert torch.allclose(r_e * 1e8, -v.Za @ (R.T @ R / N), atol=1e-3)
 
 
 @pytest.mark.parametrize("mirror", [False, True])
@@ -152,7 +162,7 @@ def gradients(name, predictor_loss):
     args = G.parse(["--proj-dim", "5", "--pred-hidden", "4", "--predictor-loss", predictor_loss])
     net = G.Siamese(args)
     z1, z2 = torch.randn(N, 5, requires_grad=True), torch.randn(N, 5, requires_grad=True)
-    loss, _ = G.loss_of(name, net, z1, z2, args)
+    loss, _ = G.loss_of(name, TAU, z1, z2, *G.predict(name, net, z1, z2, args.predictor_loss))
     return torch.autograd.grad(loss, [z1, z2, *net.predictor.parameters()], allow_unused=True), net, z1, z2
 
 
@@ -188,6 +198,7 @@ def test_phases_follow_one_another(in_tmp, monkeypatch):
     folder = Path("runs/gradient_components-simsiam2-naive1-decorrelate1-patches-s0")
     steps = rows(folder / "steps.csv")
     assert [int(float(r["step"])) for r in steps] == list(range(20)) and [r["epoch"] for r in steps] == [e for e in "1234" for _ in range(5)]
+    assert [int(float(r["phase"])) for r in steps] == [p for p in (0, 0, 1, 2) for _ in range(5)]
     last = rows(folder / "metrics.csv")[-1]
     assert float(last["m_o_P"]) == pytest.approx(float(steps[-1]["m_o_P"]), abs=1e-4) and float(last["m_o"]) == pytest.approx(float(steps[-1]["m_o"]), abs=1e-4)
 
@@ -203,7 +214,7 @@ def test_all_makes_every_table_and_figure_and_trains_nothing_twice(in_tmp, monke
     monkeypatch.setattr(common, "linear_probe", lambda *_, **__: (50.0, 90.0))                              # tested elsewhere
     G.main([*TINY, "--dry-run", "--all"])
     n = sum(map(len, G.EXPERIMENTS.values()))
-    assert len(trained) == n and set(G.DRAW) == set(G.COLUMNS) == set(G.EXPERIMENTS)
+    assert len(trained) == n and set(G.PANELS) == set(G.SETTINGS) == set(G.COLUMNS) == set(G.EXPERIMENTS)
     for experiment, arms in G.EXPERIMENTS.items():
         folder = Path(f"runs/gradient_components-{experiment}-patches-s0")
         assert (folder / "figure.png").stat().st_size > 10_000
@@ -211,6 +222,11 @@ def test_all_makes_every_table_and_figure_and_trains_nothing_twice(in_tmp, monke
         assert [line.split(" | ")[0].strip("| ") for line in table[2:]] == [name for name, *_ in arms]
         cells = [[c.strip() for c in line.strip().strip("|").split("|")] for line in table]
         assert all(0 < float(line[cells[0].index("m_o")]) <= 1 for line in cells[2:]) and len(cells[0]) == len(G.COLUMNS[experiment])
+    for experiment, row in (("conjecture", 5), ("recover", 0)):            # the start of the last phase: the net that SimSiam left, the collapsed one
+        table = rows(f"runs/gradient_components-{experiment}-patches-s0/table.csv")[row]
+        steps, = Path(f"runs/gradient_components-{experiment}-patches-s0").glob(f"*-{table['arm'].replace(' ', '_').replace(',', '')}-patches-s0/steps.csv")
+        last = [r for r in rows(steps) if r["epoch"] == rows(steps)[-1]["epoch"]]                           # a phase has one epoch here
+        assert table["m_o_before"] == last[0]["m_o"] and float(table["m_r_highest"]) == max(float(r["m_r"]) for r in last)
     G.main([*TINY, "--dry-run", "--experiment", "triplet"])
     assert len(trained) == n
 
