@@ -70,7 +70,7 @@ def test_components_sum_to_the_whole_and_r_e_has_no_centre(kind):
     extra, residual = [], []
     for v in both:
         basic, o_e, r_e = G.components(kind, v, TAU)
-        whole = {"simsiam": v.Zb, "triplet": v.Zb - v.Zb.roll(1, 0), "infonce": (v.Zb - (v.Za @ v.Zb.T / TAU).softmax(1) @ v.Zb) / TAU}[kind]
+        whole = BY_HAND[kind](v, (v.Za @ v.Zb.T / TAU).softmax(1))
         assert torch.allclose(basic + o_e + r_e, whole, atol=1e-5) and (o_e == o_e[0]).all()
         extra.append(o_e + r_e), residual.append(r_e)
     if kind != "infonce":                                                  # there the weights lambda leave r_e a mean of its own
@@ -197,10 +197,11 @@ def test_phases_follow_one_another(in_tmp, monkeypatch):
     assert seen == ["simsiam"] + 10 * ["simsiam"] + 5 * ["naive"] + 5 * ["decorrelate"]                     # epoch 0 has one batch
     folder = Path("runs/gradient_components-simsiam2-naive1-decorrelate1-patches-s0")
     steps = rows(folder / "steps.csv")
-    assert [int(float(r["step"])) for r in steps] == list(range(20)) and [r["epoch"] for r in steps] == [e for e in "1234" for _ in range(5)]
-    assert [int(float(r["phase"])) for r in steps] == [p for p in (0, 0, 1, 2) for _ in range(5)]
+    column = {key: [int(float(r[key])) for r in steps] for key in ("step", "epoch", "phase")}
+    assert column["step"] == list(range(20))
+    assert list(zip(column["epoch"], column["phase"])) == [pair for pair in ((1, 0), (2, 0), (3, 1), (4, 2)) for _ in range(5)]
     last = rows(folder / "metrics.csv")[-1]
-    assert float(last["m_o_P"]) == pytest.approx(float(steps[-1]["m_o_P"]), abs=1e-4) and float(last["m_o"]) == pytest.approx(float(steps[-1]["m_o"]), abs=1e-4)
+    assert all(float(last[key]) == pytest.approx(float(steps[-1][key]), abs=1e-4) for key in ("m_o", "m_o_P"))
 
 
 def test_a_resumed_run_goes_on_as_if_uninterrupted(whole_and_cut):
@@ -222,17 +223,18 @@ def test_all_makes_every_table_and_figure_and_trains_nothing_twice(in_tmp, monke
         assert [line.split(" | ")[0].strip("| ") for line in table[2:]] == [name for name, *_ in arms]
         cells = [[c.strip() for c in line.strip().strip("|").split("|")] for line in table]
         assert all(0 < float(line[cells[0].index("m_o")]) <= 1 for line in cells[2:]) and len(cells[0]) == len(G.COLUMNS[experiment])
-    for experiment, row in (("conjecture", 5), ("recover", 0)):            # the start of the last phase: the net that SimSiam left, the collapsed one
-        table = rows(f"runs/gradient_components-{experiment}-patches-s0/table.csv")[row]
-        steps, = Path(f"runs/gradient_components-{experiment}-patches-s0").glob(f"*-{table['arm'].replace(' ', '_').replace(',', '')}-patches-s0/steps.csv")
-        last = [r for r in rows(steps) if r["epoch"] == rows(steps)[-1]["epoch"]]                           # a phase has one epoch here
+    for experiment, row, arm in (("conjecture", 5, "random_from_SimSiam"), ("recover", 0, "of_z")):         # the start of the last phase
+        folder = Path(f"runs/gradient_components-{experiment}-patches-s0")
+        table, steps = rows(folder / "table.csv")[row], rows(folder / f"gradient_components-{arm}-patches-s0" / "steps.csv")
+        last = [r for r in steps if r["epoch"] == steps[-1]["epoch"]]      # a phase has one epoch here
         assert table["m_o_before"] == last[0]["m_o"] and float(table["m_r_highest"]) == max(float(r["m_r"]) for r in last)
     G.main([*TINY, "--dry-run", "--experiment", "triplet"])
     assert len(trained) == n
 
 
-@pytest.mark.parametrize("flags, words", [("--phases simsiam:1,nave:1", "nave"), ("--phases simsiam,naive:1", "epochs"), ("--phases naive:0", "epochs"),
-                                          ("--resume runs/x", "runs/x"), ("--experiment fig4", "fig4"), ("--bias-lr -1", "--bias-lr")])
+@pytest.mark.parametrize("flags, words", [("--phases simsiam:1,nave:1", "nave"), ("--phases simsiam,naive:1", "epochs"),
+                                          ("--phases naive:0", "epochs"), ("--resume runs/x", "runs/x"), ("--experiment fig4", "fig4"),
+                                          ("--bias-lr -1", "--bias-lr")])
 def test_bad_input(flags, words, in_tmp, capsys):
     with pytest.raises(SystemExit) as stop:
         G.main(flags.split())

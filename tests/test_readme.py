@@ -164,9 +164,12 @@ def test_byol_table_is_made_of_the_files_in_results(flags, label, seeds):
     assert [c.strip() for c in row.strip("|").split("|")][1:] == expected
 
 
-TABLES = sorted(RESULTS.glob("directpred-sweep-*.md")) + sorted(RESULTS.glob("directclr-*.md"))
+TABLES = [f for name in ("directpred-sweep-*.md", "directclr-*.md", "gradient_components-*.md") for f in sorted(RESULTS.glob(name))]
 KEYS = {"kNN": ("knn", 1), "linear": ("linear", 1), "m_o": ("m_o", 2), "rank": ("effective_rank", 1), "align": ("align", 3),
-        "on r[:d0]": ("linear_first", 1), "rank of r": ("test_rank_r", 1), "rank of z": ("test_rank_z", 1), "alive in r": ("alive_r", 0)}
+        "on r[:d0]": ("linear_first", 1), "rank of r": ("test_rank_r", 1), "rank of z": ("test_rank_z", 1), "alive in r": ("alive_r", 0),
+        "m_r": ("m_r", 2), "m_o before": ("m_o_before", 2), "m_r before": ("m_r_before", 2), "highest m_r": ("m_r_highest", 2),
+        "m_o of P": ("m_o_P", 2), "std": ("std", 2), "eta_p": ("eta_p", 2), "eta_z": ("eta_z", 2), "covariance": ("covariance", 4),
+        "length of b": ("b", 3), "predicted": ("b_theory", 3), "cosine": ("b_cos", 3)}
 
 
 @pytest.mark.parametrize("file", TABLES, ids=lambda f: f.stem)
@@ -245,3 +248,38 @@ def test_pictures_of_the_theory_have_their_numbers_beside_them(toy):
 def test_cost_of_setting_the_predictor_is_that_of_results():
     ratio = re.search(r"^directpred +[\d.]+ ms +([\d.]+)$", (RESULTS / "bench_directpred.txt").read_text(), re.M)[1]
     assert f"({float(ratio):.2f} times, D = 128, `python tests/bench_directpred.py`" in README.replace("\n", " ")
+
+
+def test_text_about_the_gradient_says_what_the_tables_say():
+    def seeds(experiment):
+        found = [{r["arm"]: {k: v if k.startswith("verdict") else float(v) for k, v in r.items() if k not in ("arm", "paper") and v}
+                  for r in csv.DictReader(open(f))} for f in sorted(RESULTS.glob(f"gradient_components-{experiment}-patches-s?.csv"))]
+        assert len(found) == 3
+        return found
+    for s in seeds("conjecture"):
+        for start in ("from init", "from SimSiam"):
+            centre, residual, random = (s[f"{name}, {start}"] for name in ("centre", "residual", "random"))
+            assert centre["m_o"] > 0.95 and residual["m_o"] < 0.1 and abs(random["m_o"] - random["m_o_before"]) < 0.2
+    triplet = seeds("triplet")
+    assert all([arm for arm, r in s.items() if r["verdict"] == "complete"] == ["Z_b + r_e"] for s in triplet)
+    better = sum(s["Z_b + o_e"]["knn"] > s["Z_b + o_e + r_e"]["knn"] for s in triplet)
+    assert f"which is so for {['none', 'one', 'two'][better]} of three seeds" in README.replace("\n", " ")
+    for s in seeds("simsiam"):
+        assert [arm for arm, r in s.items() if r["verdict_P"] == "complete"] == ["P_b"]
+        assert sorted(s, key=lambda arm: s[arm]["knn"]) == ["P_b", "P_b + o_e", "P_b + o_e + r_e", "P_b + r_e"]
+    for s in seeds("center"):
+        assert s["SimSiam"]["eta_p"] < -0.3 and s["Mirror SimSiam"]["eta_z"] > 0.05
+    for s in seeds("recover"):
+        assert all(s[arm]["m_r"] > 3 * s[arm]["m_r_before"] for arm in ("of z", "of z, standardised"))
+        assert s["of z, normalised"]["m_r_highest"] < 1.5 * s["of z, normalised"]["m_r_before"]
+    for s in seeds("infonce"):
+        assert s["InfoNCE"]["covariance"] < s["SimSiam"]["covariance"] < s["InfoNCE, Z_b + o_e"]["covariance"]
+        assert s["InfoNCE, Z_b + o_e"]["knn"] < min(s["InfoNCE"]["knn"], s["SimSiam"]["knn"]) - 20
+        r, o = ({float(k.split()[1]): v for k, v in s["InfoNCE"].items() if k.startswith(letter)} for letter in ("cos_r ", "cos_o "))
+        assert len(r) == 7 and min(r.values()) > 0.5 > max(o.values()) and max(r, key=r.get) in (0.5, 1.0)
+    for s in seeds("bias"):
+        assert abs(s["bias"]["b_theory"] / s["bias"]["b"] - 1) < 0.05 and s["bias"]["b_cos"] > 0.97
+    ten = json.loads((RESULTS / "gradient_components-bias10-patches-s2.json").read_text())
+    assert f"b is {ten['b']:.1f} long and {ten['b_theory']:.1f} predicted, with a cosine of {ten['b_cos']:.3f} " in README.replace("\n", " ")
+    second_reading = csv.DictReader(open(RESULTS / "gradient_components-simsiam-simsiam_h-patches-s0.csv"))
+    assert [r["arm"] for r in second_reading if r["verdict_P"] == "complete"] == ["P_b + r_e", "P_b"]
