@@ -277,6 +277,8 @@ def test_text_about_the_gradient_says_what_the_tables_say():
         assert s["InfoNCE, Z_b + o_e"]["knn"] < min(s["InfoNCE"]["knn"], s["SimSiam"]["knn"]) - 20
         r, o = ({float(k.split()[1]): v for k, v in s["InfoNCE"].items() if k.startswith(letter)} for letter in ("cos_r ", "cos_o "))
         assert len(r) == 7 and min(r.values()) > 0.5 > max(o.values()) and max(r, key=r.get) in (0.5, 1.0)
+    cifar = {r["arm"]: float(r["covariance"]) for r in csv.DictReader(open(RESULTS / "gradient_components-infonce-cifar10_jpeg-s0.csv"))}
+    assert cifar["InfoNCE"] < cifar["SimSiam"] < cifar["InfoNCE, Z_b + o_e"]
     for s in seeds("bias"):
         assert abs(s["bias"]["b_theory"] / s["bias"]["b"] - 1) < 0.05 and s["bias"]["b_cos"] > 0.97
     ten = json.loads((RESULTS / "gradient_components-bias10-patches-s2.json").read_text())
