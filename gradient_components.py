@@ -16,7 +16,8 @@ that collapses, and an extra one, split into its centre o_e and its residual r_e
 
 On `patches` and two CPU cores (torch 2.15) an experiment takes one to four minutes, --all 16 minutes, and shows what the paper
 concludes, but for three things: triplet's accuracy does not clearly rise without r_e, r_e of InfoNCE is not nearest to de-correlation
-at the smallest temperatures, and SimSiam's covariance falls on CIFAR-10 only.  Tables over three seeds are in the README.  The temperatures of Fig. 8 are in `directclr.py --sweep temperature`.
+at the smallest temperatures, and SimSiam's covariance falls on CIFAR-10 only.  The README has the tables over three seeds.  The
+temperatures of Fig. 8 are in `directclr.py --sweep temperature`; --epochs is for the arms that train with one loss throughout.
 
 Where we differ from the paper.  All rates on `patches` are ours.  Table 4 is measured on P, where that gradient acts; h learns from the
 same loss as f, as in the paper's Algorithm 3 (--predictor-loss has the other reading).  conjecture, recover and bias have no final BN.
