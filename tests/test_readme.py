@@ -152,14 +152,12 @@ def mean_std(values, digits):
     return f"{statistics.mean(x):.{digits}f}" + (f" ± {statistics.stdev(x):.{digits}f}" if len(x) > 1 else "")
 
 
-@pytest.mark.parametrize("flags, label, seeds", [("", "", 3), (" --epochs 16 --weight-decay 4e-3", "-wd", 2),
-                                                 (" --predictor none --epochs 16 --weight-decay 4e-3", "-none", 2),
-                                                 (" --predictor none --ema 0 --epochs 16 --weight-decay 4e-3", "-none-no_ema", 2),
-                                                 (" --no-stopgrad --epochs 16 --weight-decay 4e-3", "-no_stopgrad", 2)])
-def test_byol_table_is_made_of_the_files_in_results(flags, label, seeds):
+@pytest.mark.parametrize("flags, label", [("", ""), (" --predictor none", "-none"), (" --predictor none --ema 0", "-none-no_ema"),
+                                          (" --no-stopgrad", "-no_stopgrad")])
+def test_byol_table_is_made_of_the_files_in_results(flags, label):
     row, = (line for line in README.splitlines() if line.startswith(f"| `python byol.py{flags}` |"))
     last = [list(csv.DictReader(open(f)))[-1] for f in sorted(RESULTS.glob(f"byol{label}-patches-s?.csv"))]
-    assert len(last) == seeds and {r["epoch"] for r in last} == {"16" if flags else "18"}
+    assert len(last) == 3 and {r["epoch"] for r in last} == {"18"}
     expected = [mean_std([r[key] for r in last], d) for key, d in (("knn", 1), ("std", 2), ("m_o", 2), ("effective_rank", 1))]
     assert [c.strip() for c in row.strip("|").split("|")][1:] == expected
 
