@@ -308,6 +308,18 @@ PANELS = {                                           # title; the arms with this
 LABELS = {"b": "measured", "b_theory": "predicted: (1 − m) / m · o"}
 
 
+def draw_columns(axis, arms, columns):
+    for name, rows in arms.items():
+        for key in columns.split():
+            axis.plot([row["step"] for row in rows], [row[key] for row in rows], label=LABELS.get(key, name))
+        for before, row in pairwise(rows):
+            if row["phase"] > before["phase"]:                             # from here on another loss
+                axis.axvline(row["step"], color="0.5", ls=":")
+    axis.set(xlabel="step", yscale="log" if columns == "covariance" else "linear")
+    if columns.startswith("m_"):
+        axis.set_ylim(-0.03, 1.05)
+
+
 def draw(experiment, folders):
     """folders: {arm: its run folder} -> figure"""
     from matplotlib.figure import Figure
@@ -317,21 +329,16 @@ def draw(experiment, folders):
         if callable(what):
             what(axis, arms)
         else:
-            for name, rows in ((name, rows) for name, rows in arms.items() if part in name):
-                for key in what.split():
-                    axis.plot([r["step"] for r in rows], [r[key] for r in rows], label=LABELS.get(key, name.removesuffix(", " + part)))
-            for before, row in pairwise(rows):
-                if row["phase"] > before["phase"]:                         # from here on another loss
-                    axis.axvline(row["step"], color="0.5", ls=":")
-            axis.set(xlabel="step", **{"ylim": (-0.03, 1.05)} if what[:2] == "m_" else {"yscale": "log"} if what == "covariance" else {})
+            draw_columns(axis, {name.removesuffix(", " + part): rows for name, rows in arms.items() if part in name}, what)
         axis.set_title(title, fontsize=10)
         axis.legend(fontsize=8)
     return figure
 
 
-SHARED = {"arm": ("arm", None), "paper": ("paper", None), "m_o": ("m_o", 2), "m_r": ("m_r", 2)}
-BEFORE = {"arm": ("arm", None), "paper": ("paper", None), "m_o_before": ("m_o before", 2), "m_o": ("m_o", 2), "m_r_before": ("m_r before", 2),
-          "m_r_highest": ("highest m_r", 2), "m_r": ("m_r", 2)}            # the last phase
+ARM = {"arm": ("arm", None), "paper": ("paper", None)}
+SHARED = ARM | {"m_o": ("m_o", 2), "m_r": ("m_r", 2)}
+BEFORE = ARM | {"m_o_before": ("m_o before", 2), "m_o": ("m_o", 2), "m_r_before": ("m_r before", 2), "m_r_highest": ("highest m_r", 2),
+                "m_r": ("m_r", 2)}                                         # before: at the start of the last phase
 SCORES = {"std": ("std", 2), "effective_rank": ("rank", 1), "m_o_P": ("m_o of P", 2), "verdict": ("collapse", None),
           "knn": ("kNN", 1), "linear": ("linear", 1)}
 COLUMNS = {"conjecture": BEFORE, "triplet": SHARED | SCORES, "simsiam": SHARED | SCORES | {"verdict_P": ("collapse of P", None)},
