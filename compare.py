@@ -1,0 +1,569 @@
+"""Many runs side by side: the papers' tables by name, or any flag of any script over its values.
+
+    python compare.py                                  the tables it knows
+    python compare.py mirror --seed 0,1,2 --jobs 2     a table: trains what is missing, prints it
+    python compare.py mirror --only naive,mirror --data data/cifar10_jpeg --limit 5000 --epochs 20
+    python compare.py simsiam.py --lr 0.1,0.4,1.6 --final-bn none,noaffine --seed 0,1,2
+    python compare.py runs/a runs/b                    finished runs
+
+A run is a script started with the flags that stand in the table and those given here, which win.
+The same command goes on where it stopped.  Beside the runs it leaves table.md, table.csv and
+curves.png: mean and standard deviation over seeds; dashed where it collapsed completely,
+dash-dotted where dimensions were lost.
+
+    --seed 0,1,2     seeds                          --only A,B       these rows of the table alone
+    --jobs N         N runs at once                 --out FOLDER     default: runs
+    --csv FILE       draw from this file of a run   --curves A,B     draw these columns of it
+    --save FOLDER    also write the csv and the picture there, and fill the tables of its README.md
+                     and of ours
+"""
+import csv
+import importlib
+import json
+import math
+import os
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import product
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import common
+
+HERE = Path(__file__).resolve().parent
+
+# ------------------------------------------------------------------------------ the papers' tables
+# A claim is what a row's run has to show to be "as the paper": of a run, and of all rows, that is
+# {label: run of the same seed}.  A run is a dict of what its result.json says.
+
+
+def complete(run, rows):                                   # collapse in Zhang et al.: std 0, m_o 1
+    return run["verdict"] == "complete"
+
+
+def not_complete(run, rows):
+    return run["verdict"] != "complete"
+
+
+def collapses(run, rows):                                  # complete or dimensional
+    return run["verdict"] != "none"
+
+
+def learns(run, rows):
+    return run["verdict"] == "none"
+
+
+def moves(key, low, high):
+    return lambda run, rows: low < run[key] - run[key + "_before"] < high
+
+
+def below(other, points=0.0, key="linear"):
+    return lambda run, rows: run[key] < rows[other][key] - points
+
+
+def above(other, points=0.0, key="linear"):
+    return lambda run, rows: run[key] > rows[other][key] - points
+
+
+# script; the paper; rows: label, flags, what the paper says, claim; columns of the table; columns
+# that are drawn, and the file of a run that has them; flags for data sets that are not CIFAR
+Table = namedtuple("Table", "script paper rows columns curves csv ours",
+                   defaults=["knn linear std m_o effective_rank verdict",
+                             "std effective_rank knn m_o", "metrics.csv", ""])
+STEPS = dict(curves="m_o m_r", csv="steps.csv")
+GRADIENT = "m_o m_r std effective_rank m_o_P verdict knn linear"
+DIRECT = "knn linear std m_o effective_rank align commutator asymmetry"
+CLR = "knn linear linear_first linear_rest test_rank_r alive_r test_rank_z alive_z dims_z m_o"
+TABLES = {
+    "simsiam": Table("simsiam.py", "Chen & He", [("simsiam", "", "no collapse", learns)]),
+    "mirror": Table("mirror_ablations.py", "Zhang et al., Tables 1, 2, 5, Fig. 3; Wen & Li", [
+        ("simsiam", "--variant simsiam --final-bn none", "66.62", not_complete),
+        ("simsiam_bn", "--variant simsiam --final-bn noaffine", "66.62", not_complete),
+        ("no_stopgrad", "--variant no_stopgrad --final-bn none", "collapse", complete),
+        ("naive", "--variant naive --final-bn none", "collapse, 1", complete),
+        ("mirror", "--variant mirror --final-bn none", "collapse, 1", complete),
+        ("symmetric", "--variant symmetric --final-bn none", "collapse, 1", complete),
+        ("inverse", "--variant inverse", "no collapse", not_complete),
+        ("moving_average", "--variant moving_average", "46.57", not_complete),
+        ("same_batch10", "--variant same_batch --n-aug 10 --epochs 6 --final-bn none",
+         "collapse, 1", complete),
+        ("same_batch25", "--variant same_batch --n-aug 25 --epochs 2 --final-bn none",
+         "collapse, 1", complete),
+        ("two_fc", "--variant two_fc", "66.7", not_complete),
+        ("tanh_fc", "--variant tanh_fc", "64.82", not_complete),
+        ("bias", "--variant bias --final-bn none", "49.82", not_complete),
+        ("bn_after_l2", "--variant bn_after_l2", "no collapse", not_complete),
+        ("bn_before_l2", "--variant naive --final-bn noaffine", "collapse", complete),
+        ("linear", "--variant linear", "no collapse", learns),
+        ("identity_full", "--variant identity_full", "no collapse", learns),
+        ("identity", "--variant identity", "no collapse", learns),
+        ("identity_symmetric", "--variant identity_symmetric", "", None),
+        ("identity_frozen", "--variant identity_frozen", "collapse", collapses),
+    ], "verdict knn linear std m_o m_r effective_rank m_o_P effective_rank_P cos_bias"),
+    "scan": Table("mirror_ablations.py", "Wen & Li: the off-diagonals of E rise and fall", [
+        (f"rate {rate:g} decay {decay:g}",
+         f"--variant identity --pred-lr {rate:g} --pred-weight-decay {decay:g}",
+         "E rises and falls", lambda run, rows: run["E_mean"] < run["E_mean_1"])
+        for decay in (0, 5e-4) for rate in (1, 10, 100, 1000)
+    ], "E_mean_1 E_mean E_asym verdict m_o effective_rank knn linear",
+        "E_max E_mean E_asym effective_rank knn m_o"),
+    "conjecture": Table("gradient_components.py", "Zhang et al., Fig. 4", [
+        (f"{loss} from {start}", f"--loss {before}{loss}:1 --schedule constant --final-bn none",
+         says, claim)
+        for start, before in (("init", ""), ("SimSiam", "simsiam:3+"))
+        for loss, says, claim in (("centre", "m_o rises", moves("m_o", 0.1, 1)),
+                                  ("residual", "m_o falls", moves("m_o", -1, -0.1)),
+                                  ("random", "little change", moves("m_o", -0.1, 0.1)))
+    ], "m_o_before m_o m_r_before m_r_highest m_r", ours="--lr 0.4", **STEPS),
+    "triplet": Table("gradient_components.py", "Zhang et al., Table 3", [
+        ("Z_b + o_e + r_e", "--loss triplet", "36.21", not_complete),
+        ("Z_b + o_e", "--loss triplet --without r_e", "47.41, higher", above("Z_b + o_e + r_e")),
+        ("Z_b + r_e", "--loss triplet --without o_e", "collapse, 1", complete),
+    ], GRADIENT, **STEPS),
+    "simsiam-components": Table("gradient_components.py", "Zhang et al., Table 4", [
+        ("P_b + o_e + r_e", "--loss simsiam", "66.62", lambda r, _: r["verdict_P"] != "complete"),
+        ("P_b + o_e", "--without r_e", "48.08, lower", below("P_b + o_e + r_e")),
+        ("P_b + r_e", "--without o_e", "66.15", above("P_b + o_e + r_e", 5)),
+        ("P_b", "--without both", "collapse, 1", lambda r, _: r["verdict_P"] == "complete"),
+    ], GRADIENT + " verdict_P", "m_o m_o_P", "steps.csv"),
+    "center": Table("gradient_components.py", "Zhang et al., Fig. 5a", [
+        ("SimSiam", "--loss simsiam:5 --schedule constant", "eta_p about -0.5",
+         lambda run, rows: -0.7 < run["eta_p"] < -0.3),
+        ("Mirror SimSiam", "--loss mirror:3 --schedule constant", "eta_z about 0.2",
+         lambda run, rows: 0 < run["eta_z"] < 0.4),
+    ], "m_o m_r eta_p eta_z", "eta_p eta_z", "steps.csv"),
+    "recover": Table("gradient_components.py", "Zhang et al., Fig. 5b", [
+        (f"of z{kind.replace('_', ' ')}",
+         f"--loss simsiam:5+naive:1+decorrelate{kind}:2 --schedule constant --final-bn none",
+         says, claim)
+        for kind, says, claim in (
+            ("", "m_r rises", moves("m_r", 0.1, 1)), ("_standardised", "", None),
+            ("_normalised", "m_r rises", moves("m_r", 0.1, 1)))
+    ], "m_o_before m_o m_r_before m_r_highest m_r effective_rank", ours="--lr 0.4", **STEPS),
+    "infonce": Table("gradient_components.py", "Zhang et al., Fig. 5c, 6", [
+        ("SimSiam", "--loss simsiam", "covariance low", below("without r_e", 0, "covariance")),
+        ("InfoNCE", "--loss infonce", "covariance low", below("without r_e", 0, "covariance")),
+        ("without r_e", "--loss infonce --without r_e", "accuracy drops", below("InfoNCE")),
+    ], GRADIENT + " covariance cos_r_0.1 cos_r_1.0 cos_o_0.1", "covariance m_o", "steps.csv"),
+    "bias": Table("gradient_components.py", "Zhang et al., A.8", [
+        ("bias", "--loss bias:5 --schedule constant --final-bn none", "b = (1 - m) / m o",
+         lambda run, rows: run["b_cos"] > 0.97 and abs(run["b_theory"] / run["b"] - 1) < 0.05),
+    ], "m_o m_r b b_theory b_cos", "b b_theory", "steps.csv", "--lr 0.4"),
+    "predictor": Table("directpred.py", "Tian et al.; Wang et al.", [
+        ("trained", "--predictor sgd", "84.49", None),
+        ("DirectPred", "--predictor directpred", "85.21", above("trained", 3)),
+        ("DirectPred freq 5", "--predictor directpred --freq 5", "84.93", above("trained", 3)),
+        ("DirectCopy", "--predictor directcopy", "84.02", above("trained", 3)),
+        ("least squares", "--predictor optimal", "40.67 (STL-10)", below("trained", 5)),
+        ("DirectPred no EMA", "--predictor directpred --ema 0", "", None),
+    ], DIRECT, "effective_rank align commutator knn"),
+    "alpha": Table("directpred.py", "Wang et al.: the exponent of DirectSet", [
+        (f"alpha {a}", f"--predictor directset --alpha {a}", number, claim)
+        for a, number, claim in (
+            (2, "82.96, lowest", below("alpha 0.5")), (1, "84.02", above("alpha 2")),
+            (0.5, "84.88", above("alpha 2")), (0.25, "84.78", above("alpha 2")))
+    ], DIRECT),
+    "weight-decay": Table("directpred.py", "Wang et al.: weight decay in DirectCopy", [
+        (f"decay {d}", f"--predictor directcopy --weight-decay {d}", number, claim)
+        for d, number, claim in (
+            ("0", "79.15, lower", below("decay 4e-4")), ("4e-4", "84.02", None),
+            ("1e-3", "83.91", above("decay 4e-4", 2)), ("1e-2", "65.31", below("decay 4e-4", 5)))
+    ], DIRECT),
+    "symmetric": Table("directpred.py", "Tian et al.: W_p kept symmetric, on STL-10", [
+        (f"{kind} {ema} {bias}",
+         f"--predictor {name} {'' if ema == 'EMA' else '--ema 0'} --{bias.replace(' ', '-')}",
+         number, below(f"regular no EMA {bias}", 10) if number[0] == "3" else None)
+        for bias, numbers in (("predictor bias", ("74.52", "74.16", "36.04", "72.13")),
+                              ("no predictor bias", ("75.09", "74.51", "36.62", "72.85")))
+        for (ema, kind, name), number in zip(
+            (("EMA", "symmetric", "symmetric"), ("EMA", "regular", "sgd"),
+             ("no EMA", "symmetric", "symmetric"), ("no EMA", "regular", "sgd")), numbers)
+    ], DIRECT),
+    "directclr": Table("directclr.py", "Jing et al., ImageNet", [
+        ("mlp", "--projector mlp", "66.5", above("direct")),
+        ("linear", "--projector linear", "61.1", above("none")),
+        ("direct", "--projector direct", "62.7", above("linear")),
+        ("none", "--projector none", "51.5, lowest", below("linear", 5)),
+    ], CLR, "r z", "spectrum.csv"),
+    "d0": Table("directclr.py", "Jing et al.: dimensions that the loss sees", [
+        (f"d0 {d0}", f"--d0 {d0}", "", None) for d0 in (6, 12, 17, 24, 48, 96)
+    ], CLR),
+    "temperature": Table("directclr.py", "Zhang et al., Fig. 8: covariance rises with tau", [
+        (f"tau {tau}", f"--projector mlp --temperature {tau}", "covariance rises",
+         above(f"tau {before}", 0, "covariance") if before else None)
+        for before, tau in zip((0, 0.05, 0.1, 0.2, 0.5, 1), (0.05, 0.1, 0.2, 0.5, 1, 5))
+    ], "knn linear m_o test_rank_r test_rank_z covariance verdict"),
+    "mode": Table("directclr.py", "Jing et al.: which dimensions", [
+        ("prefix", "--direct-mode prefix", "62.7", None),
+        ("random", "--direct-mode random", "43.0", below("prefix", 5)),
+        ("orthogonal", "--direct-mode orthogonal", "62.3", above("prefix", 5)),
+    ], CLR),
+    "byol": Table("byol.py", "Grill et al.; Tian et al.", [
+        ("byol", "", "no collapse", learns),
+        ("no predictor", "--predictor none", "collapse", collapses),
+        ("neither", "--predictor none --ema 0", "collapse", collapses),
+        ("no stop-gradient", "--no-stopgrad", "collapse", collapses),
+    ]),
+}
+DIGITS = {0: "seconds alive_r alive_z dims_z", 3: "align commutator asymmetry cos_bias b b_theory",
+          1: "knn linear linear_first linear_rest effective_rank effective_rank_P test_rank_r "
+             "test_rank_z", 4: "covariance E_mean E_mean_1"}                           # else 2
+
+
+# ------------------------------------------------------------------------------------ what to train
+
+Job = namedtuple("Job", "label seed script argv folder")
+
+
+def read_command(argv):
+    """"mirror --seed 0,1" -> ["mirror"], {"--seed": "0,1"}; a flag without a value has ""."""
+    what, flags = [], {}
+    for word in argv:
+        if word.startswith("--"):
+            name, _, value = word.partition("=")
+            flags[name] = value
+        elif flags:
+            flags[name] = word
+        else:
+            what.append(word)
+    return what, flags
+
+
+def rows_of(table, flags):
+    """-> [(label, flags as a list)] of a table, with the user's flags behind"""
+    ours = "" if flags.get("--data") in ("cifar10", "cifar100") else table.ours
+    mine = [word for pair in flags.items() for word in pair if word]
+    return [(label, f"{row} {ours}".split() + mine) for label, row, *_ in table.rows]
+
+
+def product_of(flags):
+    """-> [(label, flags as a list)], a row for each combination of values"""
+    choices = [[(name, value) for value in values.split(",")] for name, values in flags.items()]
+    rows = []
+    for pairs in product(*choices):
+        several = [f"{name[2:]} {value}" for name, value in pairs if "," in flags[name]]
+        words = [word for pair in pairs for word in pair if word]
+        rows.append((", ".join(several) or "as given", words))
+    return rows
+
+
+def plan(script, rows, seeds, folder):
+    """-> jobs, all of them checked: bad flags and runs with other settings end it here"""
+    jobs = []
+    parse = importlib.import_module(script.removesuffix(".py")).parse
+    for label, flags in rows:
+        out = folder / re.sub(r"[^\w.+-]+", "_", label)
+        for seed in seeds:
+            argv = [*flags, "--seed", seed, "--out", str(out)]
+            args = parse(argv)
+            job = Job(label, seed, script, argv, out / common.run_name(args))
+            if (job.folder / "args.json").exists():
+                saved = common.read_run(job.folder)["args"]
+                for name, value in vars(args).items():
+                    same = name in ("out", "resume", "device") or saved.get(name) == value
+                    if not same:
+                        common.fail(f"{job.folder} was made with --{name.replace('_', '-')} "
+                                    f"{saved.get(name)}, not {value}: name another --out")
+            jobs.append(job)
+    return jobs
+
+
+# -------------------------------------------------------------------------------------------- train
+
+def train(job, slots, threads, running):
+    """One run, in a process of its own.  -> what went wrong, or ""
+
+    Its output comes through a pipe: if we are killed, its next print fails and it stops, before it
+    writes into a folder that somebody else may go on with by then."""
+    command = [sys.executable, str(HERE / job.script), *job.argv]
+    if (job.folder / "args.json").exists():
+        command = [*command[:2], "--resume", str(job.folder)]
+    elif job.folder.exists():                              # killed before its first word
+        shutil.rmtree(job.folder)
+    slot, environment, gpus = slots.get(), dict(os.environ), torch.cuda.device_count()
+    if threads:
+        environment.setdefault("OMP_NUM_THREADS", str(threads))
+    if gpus > 1:
+        environment["CUDA_VISIBLE_DEVICES"] = str(slot % gpus)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               env=environment, start_new_session=True)
+    running.add(process)
+    lines = [line.strip() for line in process.stdout if line.strip()]
+    running.discard(process)
+    slots.put(slot)
+    return "" if process.wait() == 0 else (lines or ["no output"])[-1]
+
+
+def train_all(jobs, n):
+    """The jobs that are not done, n at once.  -> {job: what went wrong}"""
+    todo, failed, running, slots = [], {}, set(), queue.Queue()
+    for job in jobs:
+        if not (job.folder / "result.json").exists():
+            todo.append(job)
+    for slot in range(n):
+        slots.put(slot)
+    threads = max(1, os.cpu_count() // n) if n > 1 else None
+    pool = ThreadPoolExecutor(n)
+    futures = {pool.submit(train, job, slots, threads, running): job for job in todo}
+    bar = tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="runs", disable=None)
+    try:
+        for future in as_completed(futures):
+            bar.update()
+            if future.result():
+                failed[futures[future]] = future.result()
+    except KeyboardInterrupt:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in list(running):
+            process.send_signal(signal.SIGINT)
+        pool.shutdown()
+        bar.close()
+        print("stopped; the same command goes on from here")
+        raise SystemExit(130)
+    bar.close()
+    return failed
+
+
+# ------------------------------------------------------------------------------------------- report
+
+def read_results(jobs, seconds):
+    """-> a dict for each finished run: label, seed, and what result.json says"""
+    records = []
+    for job in jobs:
+        file = job.folder / "result.json"
+        if file.exists():
+            record = {"label": job.label, "seed": job.seed, **json.loads(file.read_text())}
+            if not seconds:                                # of runs beside each other
+                del record["seconds"], record["images_per_second"]
+            records.append(record)
+    return records
+
+
+def save_records(records, file):
+    columns = list(dict.fromkeys(key for record in records for key in record))
+    with open(file, "w", newline="") as f:
+        table = csv.DictWriter(f, columns, restval="")
+        table.writeheader()
+        for record in records:
+            table.writerow({key: f"{value:.6g}" if isinstance(value, float) else value
+                            for key, value in record.items()})
+
+
+def read_records(file):
+    """What save_records wrote; numbers are floats, empty cells are left out."""
+    records = []
+    with open(file, newline="") as f:
+        for row in csv.DictReader(f):
+            record = {key: value for key, value in row.items() if value}
+            for key in record:
+                if key != "label" and key != "seed" and not key.startswith("verdict"):
+                    record[key] = float(record[key])
+            records.append(record)
+    return records
+
+
+def cell(values, digits):
+    """Mean and standard deviation of numbers; words with how often they come."""
+    if not values:
+        return ""
+    if isinstance(values[0], str):
+        if len(set(values)) == 1:
+            return values[0]
+        count, n = values.count, len(values)
+        return ", ".join(f"{word} ({count(word)} of {n})" for word in dict.fromkeys(values))
+    x = torch.tensor(values, dtype=torch.double)
+    spread = f" ± {x.std():.{digits}f}" if len(x) > 1 else ""
+    return f"{x.mean():.{digits}f}{spread}"
+
+
+def as_the_paper(claim, records, everything):
+    """-> yes, no or 1 of 3: for how many seeds the claim holds; "" where nothing is claimed"""
+    held = []
+    for record in records:
+        rows = {other["label"]: other for other in everything if other["seed"] == record["seed"]}
+        try:
+            held.append(claim(record, rows))
+        except (TypeError, KeyError):                      # no claim, or a row is missing
+            return ""
+    if sum(held) in (0, len(held)):
+        return "yes" if held and held[0] else "no"
+    return f"{sum(held)} of {len(held)}"
+
+
+def markdown(records, columns, table, only=()):
+    """The table as Markdown: a line for each label that has a run."""
+    seeds = list(dict.fromkeys(record["seed"] for record in records))
+    says = {label: (number, claim) for label, _, number, claim in table.rows}
+    head = ["", *(["the paper", "as the paper?"] if says else []), *columns]
+    lines = [head, ["---"] * len(head)]
+    for label in dict.fromkeys(record["label"] for record in records):
+        if only and label not in only:
+            continue
+        mine = [record for record in records if record["label"] == label]
+        line, found = [label], [record["seed"] for record in mine]
+        if len(found) < len(seeds):
+            line = [f"{label} (seed {', '.join(found)} alone)"]
+        if says:
+            number, claim = says[label]
+            line += [number, as_the_paper(claim, mine, records)]
+        for column in columns:
+            digits = next((n for n, names in DIGITS.items() if column in names.split()), 2)
+            line.append(cell([record[column] for record in mine if column in record], digits))
+        lines.append(line)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def fill(text, results):
+    """README's tables, made again from results/*.csv.  A table stands between two comments:
+
+    <!-- table mirror; rows: naive | mirror; columns: knn std --> and <!-- end -->, where rows and
+    columns may be left away"""
+    def make(match):
+        stem, *rest = [part.strip() for part in match[1].split(";")]
+        choice = {name: words.strip() for name, words in (part.split(":", 1) for part in rest)}
+        only = [label.strip() for label in choice.get("rows", "").split("|") if label.strip()]
+        table, records = TABLES[stem.split(".")[0]], read_records(results / f"{stem}.csv")
+        columns = choice.get("columns", table.columns).split()
+        return f"<!-- table {match[1]} -->\n{markdown(records, columns, table, only)}<!-- end -->"
+    return re.sub(r"<!-- table (.*?) -->\n.*?<!-- end -->", make, text, flags=re.S)
+
+
+def draw(jobs, columns, name):
+    """Mean over seeds and a band of one standard deviation; six rows of the table a row of panels.
+
+    name: the csv of a run that has the columns; against epoch, step or index, whichever it has"""
+    from matplotlib.figure import Figure
+    labels = list(dict.fromkeys(job.label for job in jobs))
+    groups = [labels[i:i + 6] for i in range(0, len(labels), 6)]
+    size = 3.4 * len(columns) + 2.5, 0.5 + 2.9 * len(groups)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(groups), len(columns), squeeze=False)
+    cool = ("#08519c", "#1a9850", "#41b6c4", "#6a51a3", "#525252", "#08306b")
+    warm = ("#b10026", "#fd8d3c", "#e7298a", "#8c510a", "#fec44f", "#67001f")
+    for group, panels in zip(groups, axes):
+        for i, label in enumerate(group):
+            mine = [job for job in jobs if job.label == label]
+            results = [json.loads((job.folder / "result.json").read_text()) for job in mine]
+            verdicts = sorted(result.get("verdict_P", result["verdict"]) for result in results)
+            verdict = verdicts[len(verdicts) // 2]         # of most; complete < dimensional < none
+            style = {"none": dict(color=cool[i]), "dimensional": dict(color=warm[i], ls="-."),
+                     "complete": dict(color=warm[i], ls="--")}[verdict]
+            runs = [common.read_csv(job.folder / name) for job in mine]
+            x = next(key for key in ("step", "index", "epoch") if key in runs[0][0])
+            for axis, column in zip(panels, columns):
+                values = torch.tensor([[row[column] for row in run] for run in runs])
+                if column == "effective_rank" and name == "metrics.csv":   # else the rank of noise
+                    m_o = torch.tensor([[row["m_o"] for row in run] for run in runs])
+                    values[m_o >= 0.95] = math.nan
+                mean, shown = values.mean(0), ~values.mean(0).isnan()
+                at = torch.tensor([row[x] for row in runs[0]])[shown].tolist()
+                axis.plot(at, mean[shown].tolist(), label=label, **style)
+                if len(runs) > 1:
+                    low, high = (mean + sign * values.std(0) for sign in (-1, 1))
+                    axis.fill_between(at, low[shown].tolist(), high[shown].tolist(), alpha=0.15,
+                                      color=style["color"], lw=0)
+                axis.set(xlabel=x, title=column)
+                if name == "spectrum.csv" or column in ("E_max", "E_mean", "covariance"):
+                    axis.set_yscale("log")
+        panels[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    return figure
+
+
+# --------------------------------------------------------------------------------------------- main
+
+def list_tables():
+    for name, table in TABLES.items():
+        file, minutes = HERE / "results" / f"{name}.csv", ""
+        if file.exists():
+            records = read_records(file)
+            first = [r.get("seconds", math.nan) for r in records if r["seed"] == records[0]["seed"]]
+            minutes = f"{sum(first) / 60:.0f} min" if sum(first) == sum(first) else ""
+        print(f"{name:20}{len(table.rows):4} runs {minutes:>8}  {table.paper}")
+
+
+def choose(what, flags, own):
+    """-> jobs, table or None, folder of the comparison"""
+    seeds, out = own["--seed"].split(","), Path(own["--out"])
+    if all((Path(folder) / "args.json").exists() for folder in what):
+        jobs = [Job(Path(folder).name, str(common.read_run(folder)["args"]["seed"]), "", [],
+                    Path(folder)) for folder in what]
+        return jobs, None, out / "compared"
+    if len(what) == 1 and what[0] in TABLES:
+        table, data = TABLES[what[0]], Path(flags.get("--data", "patches")).name
+        stem = what[0] if data == "patches" else f"{what[0]}.{data}"
+        rows = rows_of(table, flags)
+        only = [label.strip() for label in own["--only"].split(",") if own["--only"]]
+        if unknown := set(only) - {label for label, _ in rows}:
+            labels = ", ".join(label for label, _ in rows)
+            common.fail(f"--only: {what[0]} has no row {unknown.pop()!r}; its rows are {labels}")
+        rows = [row for row in rows if not only or row[0] in only]
+        return plan(table.script, rows, seeds, out / stem), table, out / stem
+    if len(what) == 1 and what[0].endswith(".py") and (HERE / what[0]).exists():
+        stem = "-".join([Path(what[0]).stem, *(name[2:] for name in flags)])
+        return plan(what[0], product_of(flags), seeds, out / stem), None, out / stem
+    common.fail(f"{' '.join(what)}: no table, no script and no finished runs; "
+                f"python compare.py lists the tables")
+
+
+def main(argv=None):
+    what, flags = read_command(sys.argv[1:] if argv is None else argv)
+    if "--help" in flags:
+        print(__doc__)
+        return
+    if not what:
+        list_tables()
+        return
+    own = {"--seed": "0", "--jobs": "1", "--only": "", "--out": "runs", "--csv": "", "--curves": "",
+           "--save": ""}
+    own |= {name: flags.pop(name) for name in list(flags) if name in own}
+    if not own["--jobs"].isdecimal() or own["--jobs"] == "0":
+        common.fail(f"--jobs must be a number of runs, one or more, not {own['--jobs']}")
+    jobs, table, folder = choose(what, flags, own)
+    failed = train_all(jobs, int(own["--jobs"]))
+    jobs = [job for job in jobs if (job.folder / "result.json").exists()]
+    if jobs:
+        report(jobs, table or Table("", "", []), folder, own)
+    for job, why in failed.items():
+        print(f"failed: {job.label}, seed {job.seed}: {why}")
+    raise SystemExit(1 if failed else 0)
+
+
+def report(jobs, table, folder, own):
+    """table.csv, table.md, curves.png; of a selection of rows under another name"""
+    records = read_results(jobs, seconds=own["--jobs"] == "1")
+    columns, name = table.columns.split(), own["--csv"] or table.csv
+    text = markdown(records, columns + ["seconds"] * (own["--jobs"] == "1"), table)
+    figure = draw(jobs, (own["--curves"] or table.curves).replace(",", " ").split(), name)
+    only = "-only" if own["--only"] else ""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_records(records, folder / f"table{only}.csv")
+    (folder / f"table{only}.md").write_text(text, encoding="utf-8")
+    common.save_figure(figure, folder / f"curves{only}.png")
+    print(f"{text}\n{folder}: table{only}.md, table{only}.csv, curves{only}.png")
+    if own["--save"]:
+        save(records, figure, Path(own["--save"]), folder.name)
+
+
+def save(records, figure, results, stem):
+    """results/mirror.csv and .png, and the tables in results/README.md and in ours"""
+    file = results / f"{stem}.csv"
+    if file.exists():
+        lost = {r["label"] for r in read_records(file)} - {r["label"] for r in records}
+        if lost:
+            common.fail(f"{file} has rows that this would lose ({', '.join(sorted(lost))})")
+    save_records(records, file)
+    common.save_figure(figure, results / f"{stem}.png")
+    for readme in (results / "README.md", results.parent / "README.md"):
+        if readme.exists():
+            readme.write_text(fill(readme.read_text(encoding="utf-8"), results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
