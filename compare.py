@@ -78,13 +78,16 @@ def above(other, points=0.0, key="linear"):
 Table = namedtuple("Table", "script paper rows columns curves csv ours",
                    defaults=["knn linear std m_o effective_rank verdict",
                              "std effective_rank knn m_o", "metrics.csv", ""])
+MIRROR, PARTS = "mirror_ablations.py", "gradient_components.py"
+PRED, CLR = "directpred.py", "directclr.py"
 STEPS = dict(curves="m_o m_r", csv="steps.csv")
 GRADIENT = "m_o m_r std effective_rank m_o_P verdict knn linear"
 DIRECT = "knn linear std m_o effective_rank align commutator asymmetry"
-CLR = "knn linear linear_first linear_rest test_rank_r alive_r test_rank_z alive_z dims_z m_o"
+OF_R = "knn linear linear_first linear_rest test_rank_r alive_r test_rank_z alive_z dims_z m_o"
 TABLES = {
-    "simsiam": Table("simsiam.py", "Chen & He", [("simsiam", "", "no collapse", learns)]),
-    "mirror": Table("mirror_ablations.py", "Zhang et al., Tables 1, 2, 5, Fig. 3; Wen & Li", [
+    "simsiam": Table("simsiam.py", "Chen & He: SimSiam does not collapse", [
+        ("simsiam", "", "no collapse", learns)]),
+    "mirror": Table(MIRROR, "Zhang et al., Tables 1, 2, 5, Fig. 3; Wen & Li: what collapses", [
         ("simsiam", "--variant simsiam --final-bn none", "66.62", not_complete),
         ("simsiam_bn", "--variant simsiam --final-bn noaffine", "66.62", not_complete),
         ("no_stopgrad", "--variant no_stopgrad --final-bn none", "collapse", complete),
@@ -108,14 +111,14 @@ TABLES = {
         ("identity_symmetric", "--variant identity_symmetric", "", None),
         ("identity_frozen", "--variant identity_frozen", "collapse", collapses),
     ], "verdict knn linear std m_o m_r effective_rank m_o_P effective_rank_P cos_bias"),
-    "scan": Table("mirror_ablations.py", "Wen & Li: the off-diagonals of E rise and fall", [
+    "scan": Table(MIRROR, "Wen & Li: the head's off-diagonals rise and fall", [
         (f"rate {rate:g} decay {decay:g}",
          f"--variant identity --pred-lr {rate:g} --pred-weight-decay {decay:g}",
          "E rises and falls", lambda run, rows: run["E_mean"] < run["E_mean_1"])
         for decay in (0, 5e-4) for rate in (1, 10, 100, 1000)
     ], "E_mean_1 E_mean E_asym verdict m_o effective_rank knn linear",
         "E_max E_mean E_asym effective_rank knn m_o"),
-    "conjecture": Table("gradient_components.py", "Zhang et al., Fig. 4", [
+    "conjecture": Table(PARTS, "Zhang et al., Fig. 4: o raises m_o, r lowers it", [
         (f"{loss} from {start}", f"--loss {before}{loss}:1 --schedule constant --final-bn none",
          says, claim)
         for start, before in (("init", ""), ("SimSiam", "simsiam:3+"))
@@ -123,24 +126,28 @@ TABLES = {
                                   ("residual", "m_o falls", moves("m_o", -1, -0.1)),
                                   ("random", "little change", moves("m_o", -0.1, 0.1)))
     ], "m_o_before m_o m_r_before m_r_highest m_r", ours="--lr 0.4", **STEPS),
-    "triplet": Table("gradient_components.py", "Zhang et al., Table 3", [
+    "triplet": Table(PARTS, "Zhang et al., Table 3: with one negative o_e prevents it", [
         ("Z_b + o_e + r_e", "--loss triplet", "36.21", not_complete),
         ("Z_b + o_e", "--loss triplet --without r_e", "47.41, higher", above("Z_b + o_e + r_e")),
         ("Z_b + r_e", "--loss triplet --without o_e", "collapse, 1", complete),
     ], GRADIENT, **STEPS),
-    "simsiam-components": Table("gradient_components.py", "Zhang et al., Table 4", [
+    "simsiam-components": Table(PARTS, "Zhang et al., Table 4: in SimSiam o_e or r_e does", [
         ("P_b + o_e + r_e", "--loss simsiam", "66.62", lambda r, _: r["verdict_P"] != "complete"),
         ("P_b + o_e", "--without r_e", "48.08, lower", below("P_b + o_e + r_e")),
         ("P_b + r_e", "--without o_e", "66.15", above("P_b + o_e + r_e", 5)),
         ("P_b", "--without both", "collapse, 1", lambda r, _: r["verdict_P"] == "complete"),
+        *((f"{arm} (h: SimSiam)", f"--without {part} --predictor-loss simsiam", says,
+           lambda r, _, collapse=says[0] == "c": collapse == (r["verdict_P"] == "complete"))
+          for arm, part, says in (("P_b + o_e", "r_e", "48.08"), ("P_b + r_e", "o_e", "66.15"),
+                                  ("P_b", "both", "collapse, 1"))),
     ], GRADIENT + " verdict_P", "m_o m_o_P", "steps.csv"),
-    "center": Table("gradient_components.py", "Zhang et al., Fig. 5a", [
+    "center": Table(PARTS, "Zhang et al., Fig. 5a: -o_p is in o_e", [
         ("SimSiam", "--loss simsiam:5 --schedule constant", "eta_p about -0.5",
          lambda run, rows: -0.7 < run["eta_p"] < -0.3),
         ("Mirror SimSiam", "--loss mirror:3 --schedule constant", "eta_z about 0.2",
          lambda run, rows: 0 < run["eta_z"] < 0.4),
     ], "m_o m_r eta_p eta_z", "eta_p eta_z", "steps.csv"),
-    "recover": Table("gradient_components.py", "Zhang et al., Fig. 5b", [
+    "recover": Table(PARTS, "Zhang et al., Fig. 5b: de-correlation undoes a collapse", [
         (f"of z{kind.replace('_', ' ')}",
          f"--loss simsiam:5+naive:1+decorrelate{kind}:2 --schedule constant --final-bn none",
          says, claim)
@@ -148,16 +155,16 @@ TABLES = {
             ("", "m_r rises", moves("m_r", 0.1, 1)), ("_standardised", "", None),
             ("_normalised", "m_r rises", moves("m_r", 0.1, 1)))
     ], "m_o_before m_o m_r_before m_r_highest m_r effective_rank", ours="--lr 0.4", **STEPS),
-    "infonce": Table("gradient_components.py", "Zhang et al., Fig. 5c, 6", [
+    "infonce": Table(PARTS, "Zhang et al., Fig. 5c, 6: InfoNCE's r_e de-correlates", [
         ("SimSiam", "--loss simsiam", "covariance low", below("without r_e", 0, "covariance")),
         ("InfoNCE", "--loss infonce", "covariance low", below("without r_e", 0, "covariance")),
         ("without r_e", "--loss infonce --without r_e", "accuracy drops", below("InfoNCE")),
     ], GRADIENT + " covariance cos_r_0.1 cos_r_1.0 cos_o_0.1", "covariance m_o", "steps.csv"),
-    "bias": Table("gradient_components.py", "Zhang et al., A.8", [
+    "bias": Table(PARTS, "Zhang et al., A.8: where a bias comes to rest", [
         ("bias", "--loss bias:5 --schedule constant --final-bn none", "b = (1 - m) / m o",
          lambda run, rows: run["b_cos"] > 0.97 and abs(run["b_theory"] / run["b"] - 1) < 0.05),
     ], "m_o m_r b b_theory b_cos", "b b_theory", "steps.csv", "--lr 0.4"),
-    "predictor": Table("directpred.py", "Tian et al.; Wang et al.", [
+    "predictor": Table(PRED, "Tian et al., Wang et al.: a set W_p is as good", [
         ("trained", "--predictor sgd", "84.49", None),
         ("DirectPred", "--predictor directpred", "85.21", above("trained", 3)),
         ("DirectPred freq 5", "--predictor directpred --freq 5", "84.93", above("trained", 3)),
@@ -165,19 +172,19 @@ TABLES = {
         ("least squares", "--predictor optimal", "40.67 (STL-10)", below("trained", 5)),
         ("DirectPred no EMA", "--predictor directpred --ema 0", "", None),
     ], DIRECT, "effective_rank align commutator knn"),
-    "alpha": Table("directpred.py", "Wang et al.: the exponent of DirectSet", [
+    "alpha": Table(PRED, "Wang et al.: the exponent of DirectSet", [
         (f"alpha {a}", f"--predictor directset --alpha {a}", number, claim)
         for a, number, claim in (
             (2, "82.96, lowest", below("alpha 0.5")), (1, "84.02", above("alpha 2")),
             (0.5, "84.88", above("alpha 2")), (0.25, "84.78", above("alpha 2")))
     ], DIRECT),
-    "weight-decay": Table("directpred.py", "Wang et al.: weight decay in DirectCopy", [
+    "weight-decay": Table(PRED, "Wang et al.: DirectCopy needs weight decay, not too much", [
         (f"decay {d}", f"--predictor directcopy --weight-decay {d}", number, claim)
         for d, number, claim in (
             ("0", "79.15, lower", below("decay 4e-4")), ("4e-4", "84.02", None),
             ("1e-3", "83.91", above("decay 4e-4", 2)), ("1e-2", "65.31", below("decay 4e-4", 5)))
     ], DIRECT),
-    "symmetric": Table("directpred.py", "Tian et al.: W_p kept symmetric, on STL-10", [
+    "symmetric": Table(PRED, "Tian et al.: a symmetric W_p needs the EMA", [
         (f"{kind} {ema} {bias}",
          f"--predictor {name} {'' if ema == 'EMA' else '--ema 0'} --{bias.replace(' ', '-')}",
          number, below(f"regular no EMA {bias}", 10) if number[0] == "3" else None)
@@ -187,26 +194,26 @@ TABLES = {
             (("EMA", "symmetric", "symmetric"), ("EMA", "regular", "sgd"),
              ("no EMA", "symmetric", "symmetric"), ("no EMA", "regular", "sgd")), numbers)
     ], DIRECT),
-    "directclr": Table("directclr.py", "Jing et al., ImageNet", [
+    "directclr": Table(CLR, "Jing et al.: DirectCLR beats no projector", [
         ("mlp", "--projector mlp", "66.5", above("direct")),
         ("linear", "--projector linear", "61.1", above("none")),
         ("direct", "--projector direct", "62.7", above("linear")),
         ("none", "--projector none", "51.5, lowest", below("linear", 5)),
-    ], CLR, "r z", "spectrum.csv"),
-    "d0": Table("directclr.py", "Jing et al.: dimensions that the loss sees", [
+    ], OF_R, "r z", "spectrum.csv"),
+    "d0": Table(CLR, "Jing et al.: dimensions that the loss sees", [
         (f"d0 {d0}", f"--d0 {d0}", "", None) for d0 in (6, 12, 17, 24, 48, 96)
-    ], CLR),
-    "temperature": Table("directclr.py", "Zhang et al., Fig. 8: covariance rises with tau", [
+    ], OF_R),
+    "temperature": Table(CLR, "Zhang et al., Fig. 8: covariance rises with tau", [
         (f"tau {tau}", f"--projector mlp --temperature {tau}", "covariance rises",
          above(f"tau {before}", 0, "covariance") if before else None)
         for before, tau in zip((0, 0.05, 0.1, 0.2, 0.5, 1), (0.05, 0.1, 0.2, 0.5, 1, 5))
     ], "knn linear m_o test_rank_r test_rank_z covariance verdict"),
-    "mode": Table("directclr.py", "Jing et al.: which dimensions", [
+    "mode": Table(CLR, "Jing et al.: the dimensions must stay the same", [
         ("prefix", "--direct-mode prefix", "62.7", None),
         ("random", "--direct-mode random", "43.0", below("prefix", 5)),
         ("orthogonal", "--direct-mode orthogonal", "62.3", above("prefix", 5)),
-    ], CLR),
-    "byol": Table("byol.py", "Grill et al.; Tian et al.", [
+    ], OF_R),
+    "byol": Table("byol.py", "Tian et al.: BYOL needs predictor and stop-gradient", [
         ("byol", "", "no collapse", learns),
         ("no predictor", "--predictor none", "collapse", collapses),
         ("neither", "--predictor none --ema 0", "collapse", collapses),
@@ -216,6 +223,10 @@ TABLES = {
 DIGITS = {0: "seconds alive_r alive_z dims_z", 3: "align commutator asymmetry cos_bias b b_theory",
           1: "knn linear linear_first linear_rest effective_rank effective_rank_P test_rank_r "
              "test_rank_z", 4: "covariance E_mean E_mean_1"}                           # else 2
+
+MEANS = {"std": "std (0: complete collapse)", "m_o": "m_o (1: complete collapse)",
+         "m_o_P": "m_o of P", "effective_rank": "effective rank", "knn": "kNN accuracy (%)",
+         "r": "eigenvalues of r, largest = 1", "z": "eigenvalues of z, largest = 1"}
 
 
 # ------------------------------------------------------------------------------------ what to train
@@ -257,13 +268,14 @@ def product_of(flags):
 
 def plan(script, rows, seeds, folder):
     """-> jobs, all of them checked: bad flags and runs with other settings end it here"""
-    jobs = []
-    parse = importlib.import_module(script.removesuffix(".py")).parse
+    jobs, module = [], importlib.import_module(script.removesuffix(".py"))
+    if not hasattr(module, "parse"):
+        common.fail(f"{script} trains no net: run it by itself")
     for label, flags in rows:
         out = folder / re.sub(r"[^\w.+-]+", "_", label)
         for seed in seeds:
             argv = [*flags, "--seed", seed, "--out", str(out)]
-            args = parse(argv)
+            args = module.parse(argv)
             job = Job(label, seed, script, argv, out / common.run_name(args))
             if (job.folder / "args.json").exists():
                 saved = common.read_run(job.folder)["args"]
@@ -303,11 +315,9 @@ def train(job, slots, threads, running):
 
 
 def train_all(jobs, n):
-    """The jobs that are not done, n at once.  -> {job: what went wrong}"""
-    todo, failed, running, slots = [], {}, set(), queue.Queue()
-    for job in jobs:
-        if not (job.folder / "result.json").exists():
-            todo.append(job)
+    """The jobs that are not done, n at once.  -> [(job, what went wrong)]"""
+    todo = [job for job in jobs if not (job.folder / "result.json").exists()]
+    failed, running, slots = [], set(), queue.Queue()
     for slot in range(n):
         slots.put(slot)
     threads = max(1, os.cpu_count() // n) if n > 1 else None
@@ -318,7 +328,7 @@ def train_all(jobs, n):
         for future in as_completed(futures):
             bar.update()
             if future.result():
-                failed[futures[future]] = future.result()
+                failed.append((futures[future], future.result()))
     except KeyboardInterrupt:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in list(running):
@@ -339,7 +349,9 @@ def read_results(jobs, seconds):
     for job in jobs:
         file = job.folder / "result.json"
         if file.exists():
-            record = {"label": job.label, "seed": job.seed, **json.loads(file.read_text())}
+            commit = common.read_run(job.folder)["git"][:7]
+            record = {"label": job.label, "seed": job.seed, "commit": commit,
+                      **json.loads(file.read_text())}
             if not seconds:                                # of runs beside each other
                 del record["seconds"], record["images_per_second"]
             records.append(record)
@@ -363,7 +375,7 @@ def read_records(file):
         for row in csv.DictReader(f):
             record = {key: value for key, value in row.items() if value}
             for key in record:
-                if key != "label" and key != "seed" and not key.startswith("verdict"):
+                if key not in ("label", "seed", "commit", "verdict", "verdict_P"):
                     record[key] = float(record[key])
             records.append(record)
     return records
@@ -417,14 +429,38 @@ def markdown(records, columns, table, only=()):
             digits = next((n for n, names in DIGITS.items() if column in names.split()), 2)
             line.append(cell([record[column] for record in mine if column in record], digits))
         lines.append(line)
+    if "knn" in columns:
+        first = [record for record in records if record["label"] == records[0]["label"]]
+        line = ["untrained net"] + [""] * (len(head) - 1)
+        line[head.index("knn")] = cell([record["knn_untrained"] for record in first], 1)
+        lines.append(line)
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def overview(results):
+    """-> for each table: name, the paper's claim, runs, minutes of a seed, rows as the paper"""
+    lines = []
+    for name, table in TABLES.items():
+        line = [name, table.paper, str(len(table.rows)), "", ""]
+        if (results / f"{name}.csv").exists():
+            records = read_records(results / f"{name}.csv")
+            seconds = [record.get("seconds", math.nan) for record in records]
+            if not math.isnan(sum(seconds)):
+                seeds = len({record["seed"] for record in records})
+                line[3] = f"{sum(seconds) / seeds / 60:.0f}"
+            found = [as_the_paper(claim, [r for r in records if r["label"] == label], records)
+                     for label, _, _, claim in table.rows]
+            held = [word for word in found if word]
+            line[4] = f"{held.count('yes')} of {len(held)}" if held else "nothing claimed"
+        lines.append(line)
+    return lines
+
+
 def fill(text, results):
-    """README's tables, made again from results/*.csv.  A table stands between two comments:
+    """README's tables, made again from results/*.csv.  Each stands between two comments:
 
     <!-- table mirror; rows: naive | mirror; columns: knn std --> and <!-- end -->, where rows and
-    columns may be left away"""
+    columns may be left away; <!-- overview --> stands before a line for each table"""
     def make(match):
         stem, *rest = [part.strip() for part in match[1].split(";")]
         choice = {name: words.strip() for name, words in (part.split(":", 1) for part in rest)}
@@ -432,7 +468,15 @@ def fill(text, results):
         table, records = TABLES[stem.split(".")[0]], read_records(results / f"{stem}.csv")
         columns = choice.get("columns", table.columns).split()
         return f"<!-- table {match[1]} -->\n{markdown(records, columns, table, only)}<!-- end -->"
-    return re.sub(r"<!-- table (.*?) -->\n.*?<!-- end -->", make, text, flags=re.S)
+
+    def make_overview(match):
+        lines = ["| claim | command | runs | minutes | rows as the paper |", "|---" * 5 + "|"]
+        for name, paper, runs, minutes, held in overview(results):
+            link = f"[{held}](results/README.md#{name})"
+            lines.append(f"| {paper} | `python compare.py {name}` | {runs} | {minutes} | {link} |")
+        return "<!-- overview -->\n" + "\n".join(lines) + "\n<!-- end -->"
+    text = re.sub(r"<!-- table (.*?) -->\n.*?<!-- end -->", make, text, flags=re.S)
+    return re.sub(r"<!-- overview -->\n.*?<!-- end -->", make_overview, text, flags=re.S)
 
 
 def draw(jobs, columns, name):
@@ -451,7 +495,8 @@ def draw(jobs, columns, name):
         for i, label in enumerate(group):
             mine = [job for job in jobs if job.label == label]
             results = [json.loads((job.folder / "result.json").read_text()) for job in mine]
-            verdicts = sorted(result.get("verdict_P", result["verdict"]) for result in results)
+            key = "verdict_P" if "m_o_P" in columns else "verdict"
+            verdicts = sorted(result[key] for result in results)
             verdict = verdicts[len(verdicts) // 2]         # of most; complete < dimensional < none
             style = {"none": dict(color=cool[i]), "dimensional": dict(color=warm[i], ls="-."),
                      "complete": dict(color=warm[i], ls="--")}[verdict]
@@ -469,7 +514,7 @@ def draw(jobs, columns, name):
                     low, high = (mean + sign * values.std(0) for sign in (-1, 1))
                     axis.fill_between(at, low[shown].tolist(), high[shown].tolist(), alpha=0.15,
                                       color=style["color"], lw=0)
-                axis.set(xlabel=x, title=column)
+                axis.set(xlabel=x, title=MEANS.get(column, column))
                 if name == "spectrum.csv" or column in ("E_max", "E_mean", "covariance"):
                     axis.set_yscale("log")
         panels[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
@@ -477,16 +522,6 @@ def draw(jobs, columns, name):
 
 
 # --------------------------------------------------------------------------------------------- main
-
-def list_tables():
-    for name, table in TABLES.items():
-        file, minutes = HERE / "results" / f"{name}.csv", ""
-        if file.exists():
-            records = read_records(file)
-            first = [r.get("seconds", math.nan) for r in records if r["seed"] == records[0]["seed"]]
-            minutes = f"{sum(first) / 60:.0f} min" if sum(first) == sum(first) else ""
-        print(f"{name:20}{len(table.rows):4} runs {minutes:>8}  {table.paper}")
-
 
 def choose(what, flags, own):
     """-> jobs, table or None, folder of the comparison"""
@@ -518,7 +553,8 @@ def main(argv=None):
         print(__doc__)
         return
     if not what:
-        list_tables()
+        for name, paper, runs, minutes, held in overview(HERE / "results"):
+            print(f"{name:20}{runs:>3} runs{minutes:>5} min   {held:16} {paper}".rstrip())
         return
     own = {"--seed": "0", "--jobs": "1", "--only": "", "--out": "runs", "--csv": "", "--curves": "",
            "--save": ""}
@@ -530,7 +566,7 @@ def main(argv=None):
     jobs = [job for job in jobs if (job.folder / "result.json").exists()]
     if jobs:
         report(jobs, table or Table("", "", []), folder, own)
-    for job, why in failed.items():
+    for job, why in failed:
         print(f"failed: {job.label}, seed {job.seed}: {why}")
     raise SystemExit(1 if failed else 0)
 

@@ -1,0 +1,220 @@
+"""compare.py: what it trains, how it goes on, and what it makes of the results."""
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import common
+import compare
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = "--limit 96 --batch-size 32 --epochs 3 --proj-dim 16 --pred-hidden 8".split()
+PRODUCT = ["simsiam.py", "--lr", "0.1,0.4", *TINY]
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def start(folder, *flags):
+    return subprocess.Popen([sys.executable, ROOT / "compare.py", *PRODUCT, *flags], cwd=folder,
+                            env=ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            text=True)
+
+
+def table(folder):
+    """table.csv, but for times and the commit."""
+    file, = Path(folder).glob("runs/simsiam-*/table.csv")
+    with open(file, newline="") as f:
+        rows = list(csv.DictReader(f))
+    timed = ("seconds", "images_per_second", "commit")
+    return [{key: value for key, value in row.items() if key not in timed} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    process = start(folder)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return folder, out
+
+
+# ------------------------------------------------------------------------------------ what to train
+
+def test_product_of_flags():
+    what, flags = compare.read_command("byol.py --lr 1,2 --no-stopgrad --ema=0,0.5".split())
+    assert what == ["byol.py"]
+    assert compare.product_of(flags) == [
+        ("lr 1, ema 0", "--lr 1 --no-stopgrad --ema 0".split()),
+        ("lr 1, ema 0.5", "--lr 1 --no-stopgrad --ema 0.5".split()),
+        ("lr 2, ema 0", "--lr 2 --no-stopgrad --ema 0".split()),
+        ("lr 2, ema 0.5", "--lr 2 --no-stopgrad --ema 0.5".split())]
+
+
+@pytest.mark.parametrize("data", ["patches", "cifar10", "cifar100"])
+@pytest.mark.parametrize("name", compare.TABLES)
+def test_the_rows_of_a_table_are_valid_and_no_net_is_trained_twice(name, data, tmp_path):
+    table = compare.TABLES[name]
+    flags = {} if data == "patches" else {"--data": data}
+    jobs = compare.plan(table.script, compare.rows_of(table, flags), ["0"], tmp_path)
+    parse = compare.importlib.import_module(table.script.removesuffix(".py")).parse
+    settings = [vars(parse(job.argv)) for job in jobs]
+    seen = [{k: v for k, v in s.items() if k not in ("out", "label")} for s in settings]
+    assert all(a != b for i, a in enumerate(seen) for b in seen[:i])
+    assert len({job.folder for job in jobs}) == len(jobs)
+
+
+def test_flags_tuned_for_patches_stay_there(tmp_path):
+    table = compare.TABLES["bias"]
+    assert "--lr" in compare.rows_of(table, {})[0][1]
+    assert "--lr" not in compare.rows_of(table, {"--data": "cifar10"})[0][1]
+
+
+# ------------------------------------------------------------------------------------------- go on
+
+def wait_for_an_epoch(folder):
+    """Until a run that is not finished has saved an epoch."""
+    for _ in range(600):
+        time.sleep(0.1)
+        saved = [file.parent for file in folder.rglob("last.pt")]
+        if any(not (run / "result.json").exists() for run in saved):
+            return
+
+
+def test_it_trains_the_product_and_leaves_table_and_picture(uninterrupted):
+    folder, out = uninterrupted
+    rows = table(folder)
+    found = [(row["label"], row["seed"]) for row in rows]
+    assert found == [("lr 0.1", "0"), ("lr 0.4", "0")]
+    run = folder / "runs/simsiam-lr-limit-batch-size-epochs-proj-dim-pred-hidden"
+    result = json.loads((run / "lr_0.4/simsiam-patches-s0/result.json").read_text())
+    assert float(rows[1]["knn"]) == pytest.approx(result["knn"], rel=1e-5)
+    assert (run / "curves.png").stat().st_size > 10_000
+    assert (run / "table.md").read_text() in out and "training" not in rows[0]
+
+
+def test_kill_compare_and_a_child_at_a_random_moment_and_go_on(uninterrupted, tmp_path):
+    for victim in ("compare", "child"):
+        process = start(tmp_path)
+        wait_for_an_epoch(tmp_path)
+        time.sleep(random.uniform(0, 2))
+        if victim == "child":
+            children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True,
+                                      text=True).stdout.split()
+            for child in children[:1]:
+                os.kill(int(child), signal.SIGKILL)
+            process.communicate(timeout=300)
+            assert process.returncode == (1 if children else 0)
+        else:
+            process.kill()
+            process.communicate()
+    last = start(tmp_path)
+    assert last.wait(timeout=300) == 0, last.stderr.read()
+    assert table(tmp_path) == table(uninterrupted[0])
+
+
+def test_two_at_once_give_the_same_table_and_ctrl_c_stops_them(uninterrupted, tmp_path):
+    process = start(tmp_path, "--jobs", "2")
+    wait_for_an_epoch(tmp_path)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err
+    assert out.strip() == "stopped; the same command goes on from here"
+    mine = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True).stdout
+    assert not mine                                        # no child is left
+    process = start(tmp_path, "--jobs", "2")
+    assert process.wait(timeout=300) == 0, process.stderr.read()
+    assert table(tmp_path) == table(uninterrupted[0])
+
+
+def run_compare(capsys, *words):
+    with pytest.raises(SystemExit) as stop:
+        compare.main(list(words))
+    captured = capsys.readouterr()
+    return stop.value.code, captured.out, captured.err
+
+
+def test_a_failing_run_is_reported_and_the_others_go_on(in_tmp, capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    code, out, _ = run_compare(capsys, "simsiam.py", "--lr", "0.1,1e30", "--dry-run")
+    assert code == 1
+    line, = [line for line in out.splitlines() if line.startswith("failed")]
+    assert line.startswith("failed: lr 1e30, seed 0: error: the loss or a weight became nan")
+    assert "| lr 0.1 |" in out and "| lr 1e30 |" not in out
+    finished = str(next(Path("runs").rglob("result.json")).parent)
+    code, out, _ = run_compare(capsys, finished, finished)
+    assert code == 0 and f"| {Path(finished).name} |" in out
+
+
+def test_other_settings_are_refused(in_tmp, capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    flags = ["directclr", "--dry-run", "--only", "none"]
+    code, out, _ = run_compare(capsys, *flags)
+    assert code == 0 and Path("runs/directclr/table-only.md").read_text() in out
+    assert not Path("runs/directclr/table.md").exists()    # a selection is not the table
+    code, _, err = run_compare(capsys, *flags, "--lr", "0.3")
+    assert code == 2 and err.count("\n") == 1 and "--lr 1.0, not 0.3" in err
+    code, _, err = run_compare(capsys, "directclr", "--only", "nothing")
+    assert code == 2 and "no row 'nothing'" in err
+
+
+@pytest.mark.parametrize("words, says", [
+    ("simsiam.py --learning 1", "--learning"), ("mirror --lr two", "--lr"),
+    ("nothing", "no table"), ("toy_patch.py --m 2", "toy_patch"), ("mirror --jobs 0", "--jobs")])
+def test_bad_input_is_found_before_anything_trains(words, says, in_tmp, capsys):
+    code, _, err = run_compare(capsys, *words.split())
+    assert code == 2 and says in err and err.count("\n") == 1 and not Path("runs").exists()
+
+
+# ------------------------------------------------------------------------------------------ report
+
+def records(**seeds):
+    return [{"label": label, "seed": str(seed), "verdict": verdict, "knn": knn, "linear": knn,
+             "knn_untrained": 20.0}
+            for label, rows in seeds.items() for seed, (verdict, knn) in enumerate(rows)]
+
+
+def test_mean_std_verdicts_and_what_is_missing(tmp_path):
+    values = [("complete", 71.5), ("none", 80.25), ("none", 77.0)]
+    found = records(naive=values, simsiam=[("none", 90.0)])
+    compare.save_records(found, tmp_path / "x.csv")
+    assert compare.read_records(tmp_path / "x.csv") == found
+    text = compare.markdown(found, ["knn", "verdict"], compare.TABLES["mirror"])
+    x = np.array([knn for _, knn in values])
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    assert lines[2] == ["naive", "collapse, 1", "1 of 3", f"{x.mean():.1f} ± {x.std(ddof=1):.1f}",
+                        "complete (1 of 3), none (2 of 3)"]
+    assert lines[3] == ["simsiam (seed 0 alone)", "66.62", "yes", "90.0", "none"]
+    assert lines[4] == ["untrained net", "", "", "20.0 ± 0.0", ""]
+
+
+def test_a_claim_about_other_rows_needs_them():
+    table = compare.TABLES["directclr"]
+    found = records(none=[("none", 60.0)], linear=[("none", 70.0)])
+    text = compare.markdown(found, ["linear"], table)
+    assert "| none | 51.5, lowest | yes |" in text and "| linear | 61.1 | yes |" in text
+    text = compare.markdown(records(direct=[("none", 60.0)]), ["linear"], table)
+    assert "| direct | 62.7 |  |" in text
+
+
+def test_fill_makes_the_tables_between_the_comments(tmp_path):
+    compare.save_records(records(naive=[("complete", 30.0)], simsiam=[("none", 80.0)]),
+                         tmp_path / "mirror.csv")
+    head = "a\n<!-- table mirror; rows: naive; columns: knn -->"
+    text = compare.fill(f"{head}\nold\n<!-- end -->\nb", tmp_path)
+    assert text == (f"{head}\n|  | the paper | as the paper? | knn |\n| --- | --- | --- | --- |\n"
+                    "| naive | collapse, 1 | yes | 30.0 |\n| untrained net |  |  | 20.0 |\n"
+                    "<!-- end -->\nb")
+    assert compare.fill(text, tmp_path) == text
+
+
+def test_listing_names_every_table(capsys):
+    compare.main([])
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines()] == list(compare.TABLES)
