@@ -1,8 +1,9 @@
-"""What it costs to set W_p after every step: steps of directpred.py with each predictor, in turn, on this machine.
+"""What it costs to set W_p after every step: steps of directpred.py with each predictor, in turn.
 
     python tests/bench_directpred.py [--rounds 5] [--steps 20] [--device cpu]
 
-`sgd` is the step without setting.  Median over the rounds of the time of a step; the last column is over that of sgd.
+`sgd` is the step without setting.  Median over the rounds of a step's time; the last column is
+over that of sgd.
 """
 import argparse
 import statistics
@@ -18,7 +19,7 @@ import directpred
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--device", default="auto")
@@ -26,10 +27,12 @@ def main():
     kinds = {"sgd": [], "directpred": [], "directcopy": [], "directpred, freq 5": ["--freq", "5"]}
     nets = {}
     for name, flags in kinds.items():
-        args = directpred.parse(["--predictor", name.split(",")[0], "--device", bench.device, *flags])
+        predictor = name.split(",")[0]
+        args = directpred.parse(["--predictor", predictor, "--device", bench.device, *flags])
         device = common.setup(args)
         model = directpred.DirectPred(args).to(device, memory_format=torch.channels_last)
-        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.01, momentum=0.9)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(trained, 0.01, momentum=0.9)
         nets[name] = args, model, optimizer
     data = common.load_data("patches", device=device, limit=1000)
 
@@ -40,26 +43,29 @@ def main():
             x1, x2 = common.augment(x, data.mean, data.std), common.augment(x, data.mean, data.std)
             with common.autocast(device):
                 p1, p2, z1, z2, t1, t2 = model(x1, x2)
-                loss = (2 + 2 * directpred.D(p1, t2.detach())) + (2 + 2 * directpred.D(p2, t1.detach()))
+                loss = 4 + 2 * directpred.D(p1, t2.detach()) + 2 * directpred.D(p2, t1.detach())
             model.update_correlations(z1, z2, t1, t2)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             model.update_target(args.ema)
-            model.update_predictor(step)
+            if model.is_set and step % args.freq == 0:
+                model.set_predictor()
         if device.type == "cuda":
             torch.cuda.synchronize()
         return (time.perf_counter() - start) / bench.steps * 1000
 
     for net in nets.values():
-        steps(*net)                                                                                      # warm up
+        steps(*net)                                        # warm up
     times = {name: [] for name in kinds}
     for _ in range(bench.rounds):
         for name, net in nets.items():
             times[name].append(steps(*net))
-    print(f"{device}, {torch.get_num_threads()} threads, batch {args.batch_size}, D = {args.proj_dim}; median of {bench.rounds} rounds of {bench.steps} steps:")
+    print(f"{device}, {torch.get_num_threads()} threads, batch {args.batch_size}, "
+          f"D = {args.proj_dim}; median of {bench.rounds} rounds of {bench.steps} steps:")
     for name, ms in times.items():
-        print(f"{name:20} {statistics.median(ms):7.2f} ms {statistics.median(a / b for a, b in zip(ms, times['sgd'])):7.3f}")
+        ratio = statistics.median(a / b for a, b in zip(ms, times["sgd"]))
+        print(f"{name:20} {statistics.median(ms):7.2f} ms {ratio:7.3f}")
 
 
 if __name__ == "__main__":

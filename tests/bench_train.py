@@ -1,8 +1,8 @@
-"""Training images per second of simsiam.py against the plain PyTorch way with the same net, batch and optimizer.
+"""Training images per second of simsiam.py against the plain PyTorch way, with the same net.
 
     python tests/bench_train.py [--data FOLDER] [--workers 2] [--rounds 3]
 
-The plain way: DataLoader workers with PIL transforms, the model and its inputs in PyTorch's default memory format.
+The plain way: DataLoader workers with PIL transforms, PyTorch's default memory format.
 """
 import argparse
 import statistics
@@ -20,7 +20,7 @@ from bench_data import TwoViews
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="patches")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
@@ -28,7 +28,8 @@ def main():
     args = argparse.Namespace(**simsiam.RECIPES["patches"])
 
     data = common.load_data(bench.data, limit=4000)
-    loader = DataLoader(TwoViews(data), args.batch_size, shuffle=True, num_workers=bench.workers, drop_last=True)
+    loader = DataLoader(TwoViews(data), args.batch_size, shuffle=True, num_workers=bench.workers,
+                        drop_last=True)
 
     def our_batches():
         for i in torch.randperm(len(data.train_x)).split(args.batch_size):
@@ -49,19 +50,22 @@ def main():
 
     def make(memory_format):
         model = simsiam.SimSiam(args).to(memory_format=memory_format)
-        return model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=args.weight_decay)
+        return model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9,
+                                      weight_decay=args.weight_decay)
 
     plain = make(torch.contiguous_format)
-    theirs = [epoch(loader, *plain) for _ in range(bench.rounds)]             # first, before setup() changes malloc's ways
+    first = [epoch(loader, *plain) for _ in range(bench.rounds)]   # before setup() changes malloc
     common.setup(argparse.Namespace(device="cpu", seed=0))
     fast = make(torch.channels_last)
     ours = [epoch(our_batches(), *fast) for _ in range(bench.rounds)]
-    theirs += [epoch(loader, *plain) for _ in range(bench.rounds)]                        # and again, with what setup() does
-    print(f"{bench.data}, {torch.get_num_threads()} threads, batch {args.batch_size}, median of {bench.rounds} epochs:")
-    first, second, ours = (statistics.median(v) for v in (theirs[:bench.rounds], theirs[bench.rounds:], ours))
+    second = [epoch(loader, *plain) for _ in range(bench.rounds)]  # with what setup() does
+    print(f"{bench.data}, {torch.get_num_threads()} threads, batch {args.batch_size}, "
+          f"median of {bench.rounds} epochs:")
+    first, second, ours = (statistics.median(speeds) for speeds in (first, second, ours))
     print(f"plain PyTorch, {bench.workers} workers          {first:7.0f} images/s")
     print(f"plain PyTorch after common.setup  {second:7.0f} images/s")
-    print(f"simsiam.py                        {ours:7.0f} images/s\nratio                            {ours / first:8.2f}")
+    print(f"simsiam.py                        {ours:7.0f} images/s")
+    print(f"ratio                            {ours / first:8.2f}")
 
 
 if __name__ == "__main__":
