@@ -1,12 +1,15 @@
-"""The loss landscape of linear self-supervised learning: when is collapse the minimum, and of which dimensions?
+"""The loss landscape of linear self-supervised learning: when is collapse the minimum, and of
+which dimensions?
 
-Ziyin et al., "What Shapes the Loss Landscape of Self-supervised Learning?", 2023 (arXiv 2210.00638).  f(x) = W x; an image x^ with
-covariance A0, views x = x^ + e with augmentation covariance C, Sigma = A0 + C.  Every loss is, near W = 0,
+Ziyin et al., "What Shapes the Loss Landscape of Self-supervised Learning?", 2023
+(arXiv 2210.00638).  f(x) = W x; an image x^ with covariance A0, views x = x^ + e with augmentation
+covariance C, Sigma = A0 + C.  Every loss is, near W = 0,
     L = const - Tr[W B W^T] + kappa Tr[(W Sigma W^T)^2] + ...,
-so the Hessian at the origin is -2 I (x) B, and training keeps as many dimensions as B has positive eigenvalues: complete collapse
-where it has none.  Only the paper's abstract and introduction were at hand: the formulas here are derived, and checked below.
+so the Hessian at the origin is -2 I (x) B, and training keeps as many dimensions as B has positive
+eigenvalues: complete collapse where it has none.  Only the paper's abstract and introduction were
+at hand: the formulas here are derived, and checked below.
 
-    python toy_landscape.py                          prints every number beside the formula's; toy_landscape.png and .csv
+    python toy_landscape.py     every number beside the formula's; toy_landscape.png and .csv
 
 It takes 36 s on two CPU cores (torch 2.15); every Hessian agrees to 1e-14, every spectrum to 1e-6.
 """
@@ -16,20 +19,24 @@ import torch
 
 import common
 
-A = (3.0, 1.5, 1.0, 0.5, 0.2)                                              # eigenvalues of A0, what images differ in
-C = (0.3, 0.3, 2.0, 0.2, 0.6)                                              # of C, in the same directions: what augmentation changes
-WEIGHTS = (1.0, 1.4, 2.0, 4.0, 8.0, 12.0)                                  # a, of the alignment term of InfoNCE
+A = (3.0, 1.5, 1.0, 0.5, 0.2)               # eigenvalues of A0, what images differ in
+C = (0.3, 0.3, 2.0, 0.2, 0.6)               # of C, same directions: what augmentation changes
+SIGMA = tuple(A_k + c for A_k, c in zip(A, C))
+WEIGHTS = (1.0, 1.4, 2.0, 4.0, 8.0, 12.0)   # a, of the alignment term of InfoNCE
 
 
-# ------------------------------------------------------------------------------------------------------------ six losses
-# f, f2: the two views' embeddings, [N, K] -> scalar.  x, x2: the views [N, D] -> B of this very batch, [D, D].
+# ----------------------------------------------------------------------------------- six losses
+# f, f2: the two views' embeddings, [N, K] -> scalar.
+# x, x2: the views, [N, D] -> B of this very batch, [D, D].
 
 def squared_distances(f, f2):
-    return f.square().sum(1)[:, None] + f2.square().sum(1)[None] - 2 * f @ f2.T
+    """[..., N, K] -> [..., N, N]"""
+    return f.square().sum(-1)[..., :, None] + f2.square().sum(-1)[..., None, :] - 2 * f @ f2.mT
 
 
 def infonce_distance(f, f2, a=1.0):
-    """mean_i [a d_ii^2 / 2 + log mean_j e^{-d_ij^2 / 2}], d_ij = |f_i - f2_j|; a weighs the alignment of positives."""
+    """mean_i [a d_ii^2 / 2 + log mean_j e^{-d_ij^2 / 2}], d_ij = |f_i - f2_j|; a weighs the
+    alignment of positives."""
     d2 = squared_distances(f, f2)
     return (a * d2.diagonal() / 2 + (-d2 / 2).logsumexp(1) - math.log(len(f))).mean()
 
@@ -45,7 +52,8 @@ def nt_xent(f, f2):
     both, n = torch.cat([f, f2]), len(f)
     dot = both @ both.T
     positive = torch.cat([dot.diagonal(n), dot.diagonal(-n)])
-    others = dot.masked_fill(torch.eye(2 * n, dtype=bool, device=f.device), -math.inf)
+    itself = torch.eye(2 * n, dtype=bool, device=f.device)
+    others = dot.masked_fill(itself, -math.inf)
     return (others.logsumexp(1) - math.log(2 * n - 1) - positive).mean()
 
 
@@ -55,9 +63,10 @@ def spectral(f, f2):
 
 
 def barlow(f, f2):
-    """||E f f2^T - I||^2, without division by the standard deviations and with weight 1 off the diagonal."""
+    """||E f f2^T - I||^2, without division by the standard deviations and with weight 1 off the
+    diagonal."""
     cross = (f.T @ f2 + f2.T @ f) / (2 * len(f))
-    return (cross - torch.eye(f.shape[1], dtype=f.dtype, device=f.device)).square().sum()
+    return (cross - torch.eye(len(cross), dtype=f.dtype, device=f.device)).square().sum()
 
 
 def vicreg(f, f2, s=1.0, mu=1.0):
@@ -65,7 +74,9 @@ def vicreg(f, f2, s=1.0, mu=1.0):
     both = torch.cat([f, f2])
     both = both - both.mean(0)
     cov = both.T @ both / len(both)
-    return s * (f - f2).square().sum(1).mean() + mu * (cov - torch.eye(f.shape[1], dtype=f.dtype, device=f.device)).square().sum()
+    invariance = (f - f2).square().sum(1).mean()
+    rest = cov - torch.eye(len(cov), dtype=f.dtype, device=f.device)
+    return s * invariance + mu * rest.square().sum()
 
 
 def B_infonce_distance(x, x2, a=1.0):
@@ -84,7 +95,8 @@ def B_infonce_dot(x, x2):
 def B_nt_xent(x, x2):
     both, M, n = torch.cat([x, x2]), x.T @ x2 / len(x), len(x)
     total = both.sum(0)
-    return (M + M.T) / 2 - (torch.outer(total, total) - both.T @ both) / (2 * n * (2 * n - 1))
+    pairs = torch.outer(total, total) - both.T @ both
+    return (M + M.T) / 2 - pairs / (2 * n * (2 * n - 1))
 
 
 def B_spectral(x, x2):
@@ -98,55 +110,105 @@ def B_vicreg(x, x2, s=1.0, mu=1.0):
     return 2 * mu * both.T @ both / len(both) - s * (x - x2).T @ (x - x2) / len(x)
 
 
-LOSSES = {"InfoNCE, distance": (infonce_distance, B_infonce_distance), "InfoNCE, dot product": (infonce_dot, B_infonce_dot),
-          "NT-Xent": (nt_xent, B_nt_xent), "spectral contrastive": (spectral, B_spectral), "Barlow Twins": (barlow, B_spectral),
-          "VICReg": (vicreg, B_vicreg)}
+LOSSES = {
+    "InfoNCE, distance": (infonce_distance, B_infonce_distance),
+    "InfoNCE, dot product": (infonce_dot, B_infonce_dot),
+    "NT-Xent": (nt_xent, B_nt_xent),
+    "spectral contrastive": (spectral, B_spectral),
+    "Barlow Twins": (barlow, B_spectral),
+    "VICReg": (vicreg, B_vicreg),
+}
 
 
 def hessian_error(loss, B, generator, n=24, D=5, K=3):
     """Largest difference of the autograd Hessian at W = 0, of this batch, from -2 I (x) B."""
     x = torch.randn(n, D, generator=generator, dtype=torch.double)
     x2 = x + 0.7 * torch.randn(n, D, generator=generator, dtype=torch.double)
-    H = torch.autograd.functional.hessian(lambda W: loss(x @ W.view(K, D).T, x2 @ W.view(K, D).T), torch.zeros(K * D, dtype=torch.double))
-    return (H + 2 * torch.kron(torch.eye(K, dtype=torch.double), B(x, x2))).abs().max().item()
+
+    def of_weights(w):
+        W = w.view(K, D)
+        return loss(x @ W.T, x2 @ W.T)
+
+    H = torch.autograd.functional.hessian(of_weights, torch.zeros(K * D, dtype=torch.double))
+    expected = -2 * torch.kron(torch.eye(K, dtype=torch.double), B(x, x2))
+    return (H - expected).abs().max().item()
 
 
-# -------------------------------------------------------------------------------------------------- population and training
+# ---------------------------------------------------------------------- population and training
 
 def trace(M):
     return M.diagonal(dim1=-2, dim2=-1).sum(-1)
 
 
+def spectrum(W, M):
+    """Eigenvalues of W M W^T, descending.  W: [..., K, D] -> [..., K]"""
+    return torch.linalg.eigvalsh(W @ M @ W.mT).flip(-1)
+
+
 def population_infonce(W, A0, C, a=1.0):
-    """InfoNCE by distance for Gaussian data and N -> infinity, any W: a Tr[W C W^T] - sum_k (log(1 + e_k) + e_k / (1 + e_k)) / 2,
-    e the eigenvalues of W Sigma W^T.  W: [S, K, D], a: number or [S] -> [S]"""
+    """InfoNCE by distance for Gaussian data and N -> infinity, any W:
+    a Tr[W C W^T] - sum_k (log(1 + e_k) + e_k / (1 + e_k)) / 2, e the eigenvalues of W Sigma W^T.
+    W: [S, K, D], a: number or [S] -> [S]"""
     e = torch.linalg.eigvalsh(W @ (A0 + C) @ W.mT)
     return a * trace(W @ C @ W.mT) - (torch.log1p(e) + e / (1 + e)).sum(-1) / 2
 
 
 def population_quartic(W, B, Sigma, kappa, norm=1.0):
-    """-Tr[W B W^T] / q + kappa Tr[(W Sigma W^T)^2] / q^2.  W: [S, K, D]; norm: q = E|f|^2 where f is normalised, else 1 -> [S]"""
-    return -trace(W @ B @ W.mT) / norm + kappa * (W @ Sigma @ W.mT).square().sum((-1, -2)) / norm**2
+    """-Tr[W B W^T] / q + kappa Tr[(W Sigma W^T)^2] / q^2.
+    W: [S, K, D]; norm: q = E|f|^2 where f is normalised, else 1 -> [S]"""
+    quadratic = -trace(W @ B @ W.mT)
+    quartic = (W @ Sigma @ W.mT).square().sum((-1, -2))
+    return quadratic / norm + kappa * quartic / norm**2
+
+
+def population_barlow(W, A0):
+    """||W A0 W^T - I||^2.  W: [S, K, D] -> [S]"""
+    eye = torch.eye(W.shape[1], dtype=W.dtype)
+    return (W @ A0 @ W.mT - eye).square().sum((1, 2))
+
+
+def eigenvalues_of_B(a):
+    """Of InfoNCE by distance: B = A0 + (1 - a) C."""
+    return [A_k + (1 - a) * c for A_k, c in zip(A, C)]
+
+
+def rank_of_theory(a):
+    """How many dimensions training keeps."""
+    return len([b for b in eigenvalues_of_B(a) if b > 0])
 
 
 def infonce_spectrum(a, A=A, C=C):
-    """Eigenvalues of W Sigma W^T at the minimum of population_infonce, one a mode: max(1/u - 1, 0), u = (sqrt(1 + 8 a c / sigma) - 1) / 2."""
+    """Eigenvalues of W Sigma W^T at the minimum of population_infonce, one a mode:
+    max(1/u - 1, 0), u = (sqrt(1 + 8 a c / sigma) - 1) / 2."""
     return [max(2 / (math.sqrt(1 + 8 * a * c / (A_k + c)) - 1) - 1, 0.0) for A_k, c in zip(A, C)]
 
 
 def water_filling(rho, kappa, bias):
-    """s_k = max(0, (rho_k - nu) / 2 kappa) with sum 1; with a bias the sum may be less, and nu is not negative."""
-    low, high = (0.0 if bias else min(rho) - 2 * kappa), max(rho)
-    if bias and sum(max(0.0, r / (2 * kappa)) for r in rho) <= 1:
-        high = 0.0
-    for _ in range(200):                                                   # bisection for nu
+    """s_k = max(0, (rho_k - nu) / 2 kappa) with sum 1; with a bias the sum may be less, and nu is
+    not negative."""
+    def fill(nu):
+        return [max(0.0, (r - nu) / (2 * kappa)) for r in rho]
+
+    low, high = min(rho) - 2 * kappa, max(rho)
+    if bias:
+        low = 0.0                           # where bisection ends if even nu = 0 does not fill 1
+    for _ in range(200):                                                    # bisection for nu
         nu = (low + high) / 2
-        low, high = (nu, high) if sum(max(0.0, (r - nu) / (2 * kappa)) for r in rho) > 1 else (low, nu)
-    return [max(0.0, (r - high) / (2 * kappa)) for r in rho]
+        if sum(fill(nu)) > 1:
+            low = nu
+        else:
+            high = nu
+    return fill(high)
+
+
+def spectrum_error(found, formula):
+    """The largest difference of two spectra.  found: descending; formula: in any order"""
+    return max(abs(x - y) for x, y in zip(found, sorted(formula, reverse=True)))
 
 
 def descend(loss, *variables, steps=3000, lr=0.05):
-    """Gradient descent with momentum on losses [S], each with its own slice of the variables [S, ...] -> the variables at the end"""
+    """Gradient descent with momentum on losses [S], each with its own slice of the variables
+    [S, ...] -> the variables at the end"""
     variables = [v.clone().requires_grad_() for v in variables]
     optimizer = torch.optim.SGD(variables, lr, momentum=0.9)
     for _ in range(steps):
@@ -157,7 +219,8 @@ def descend(loss, *variables, steps=3000, lr=0.05):
 
 
 def simulate(weights, A0, C, steps=2000, batch_size=256, lr=0.1, generator=None, K=5):
-    """SGD on InfoNCE (distance) with fresh Gaussian batches, one net for every alignment weight a, rate lr / (1 + a) -> W [S, K, D]"""
+    """SGD on InfoNCE (distance) with fresh Gaussian batches, one net for every alignment weight a,
+    rate lr / (1 + a) -> W [S, K, D]"""
     half, half_aug = torch.linalg.cholesky(A0), torch.linalg.cholesky(C)
     a = torch.tensor(weights, dtype=A0.dtype)
     W = 0.05 * torch.randn(1, K, len(A0), generator=generator, dtype=A0.dtype)
@@ -165,16 +228,18 @@ def simulate(weights, A0, C, steps=2000, batch_size=256, lr=0.1, generator=None,
     for _ in range(steps):
         noise = torch.randn(3, batch_size, len(A0), generator=generator, dtype=A0.dtype)
         x = noise[0] @ half.T
-        f, f2 = ((x + n @ half_aug.T) @ W.mT for n in noise[1:])                                           # [S, N, K]
-        d2 = f.square().sum(2)[:, :, None] + f2.square().sum(2)[:, None] - 2 * f @ f2.mT
-        loss = (a[:, None] * d2.diagonal(dim1=1, dim2=2) / 2 + (-d2 / 2).logsumexp(2)).mean(1)
-        grad, = torch.autograd.grad(loss.sum(), W)
+        f = (x + noise[1] @ half_aug.T) @ W.mT                              # [S, N, K]
+        f2 = (x + noise[2] @ half_aug.T) @ W.mT
+        d2 = squared_distances(f, f2)                                       # [S, N, N]
+        positive = a[:, None] * d2.diagonal(dim1=1, dim2=2) / 2
+        loss = (positive + (-d2 / 2).logsumexp(2)).mean(1)                  # [S]
+        grad = torch.autograd.grad(loss.sum(), W)[0]
         with torch.no_grad():
-            W -= lr / (1 + a.view(-1, 1, 1)) * grad                        # the larger a, the steeper
+            W -= lr / (1 + a.view(-1, 1, 1)) * grad                     # the larger a, the steeper
     return W.detach()
 
 
-# ------------------------------------------------------------------------------------------------------------- experiments
+# ---------------------------------------------------------------------------------- experiments
 # Each returns rows of (what, measured, theory) and functions that draw on an axis.
 
 def rotated(generator):
@@ -183,148 +248,190 @@ def rotated(generator):
     return tuple(Q * torch.tensor(values, dtype=torch.double) @ Q.T for values in (A, C))
 
 
+def log_axis(axis, ticks):
+    axis.set(xlabel="a", xscale="log", xticks=ticks, xticklabels=ticks)
+    axis.minorticks_off()
+
+
 def hessians(generator):
-    rows = [(f"{name}: Hessian at 0 against -2 I (x) B", hessian_error(loss, B, generator), "< 1e-10") for name, (loss, B) in LOSSES.items()]
-    return rows,
+    rows = []
+    for name, (loss, B) in LOSSES.items():
+        error = hessian_error(loss, B, generator)
+        rows.append((f"{name}: Hessian at 0 against -2 I (x) B", error, "< 1e-10"))
+    return (rows,)                                                          # no panel
 
 
 def landscape(_, kappa=0.75):
-    """The quartic along single eigen-directions of B and across two of them (a = 4): a well where the eigenvalue of B is positive, a
-    bowl where it is negative."""
-    b, sigma = [A_k - 3 * c for A_k, c in zip(A, C)], [A_k + c for A_k, c in zip(A, C)]
+    """The quartic along single eigen-directions of B and across two of them (a = 4): a well where
+    the eigenvalue of B is positive, a bowl where it is negative."""
+    b = eigenvalues_of_B(4)
     w = torch.linspace(-1, 1, 201, dtype=torch.double)
-    across = -(b[0] * w[None] ** 2 + b[3] * 4 * w[:, None] ** 2) + kappa * (sigma[0] * w[None] ** 2 + sigma[3] * 4 * w[:, None] ** 2) ** 2
 
     def draw(axis):
         for k, color in ((0, "C0"), (1, "C2"), (3, "C1"), (2, "C3")):
-            loss = -b[k] * w**2 + kappa * sigma[k] ** 2 * w**4
-            axis.plot(w.tolist(), loss.tolist(), color=color, lw=2, label=f"b = {b[k]:+.1f}: {'lives' if b[k] > 0 else 'collapses'}")
+            loss = -b[k] * w**2 + kappa * SIGMA[k] ** 2 * w**4
+            fate = "lives" if b[k] > 0 else "collapses"
+            axis.plot(w.tolist(), loss.tolist(), color=color, lw=2,
+                      label=f"b = {b[k]:+.1f}: {fate}")
         axis.axhline(0, color="0.8", lw=0.8, zorder=0)
-        axis.set(title="loss along eigen-directions of B: well or bowl", xlabel="w", ylim=(-0.2, 0.4))
+        axis.set(title="loss along eigen-directions of B: well or bowl", xlabel="w",
+                 ylim=(-0.2, 0.4))
         axis.legend(fontsize=8, loc="lower left")
 
     def draw_across(axis):
-        axis.contour(w.tolist(), (2 * w).tolist(), across.tolist(), levels=[-0.1, -0.06, -0.03, -0.01, 0.01, 0.05, 0.15, 0.4, 1])
+        first, second = w[None] ** 2, (2 * w[:, None]) ** 2     # to 1 along the first, 2 the second
+        norm = SIGMA[0] * first + SIGMA[3] * second
+        loss = -(b[0] * first + b[3] * second) + kappa * norm**2
+        axis.contour(w.tolist(), (2 * w).tolist(), loss.tolist(),
+                     levels=[-0.1, -0.06, -0.03, -0.01, 0.01, 0.05, 0.15, 0.4, 1])
         axis.plot(0, 0, "kx", label="origin: a saddle")
-        best = math.sqrt(b[0] / (2 * kappa)) / sigma[0]
-        axis.plot([-best, best], [0, 0], "C3*", ms=12, label="minima: one dimension lives, one is 0")
-        axis.set(title=f"across two directions, b = {b[0]:+.1f} and {b[3]:+.1f}", xlabel="w along the first", ylabel="w along the second",
-                 ylim=(-1.4, 1.8))
+        best = math.sqrt(b[0] / (2 * kappa)) / SIGMA[0]
+        axis.plot([-best, best], [0, 0], "C3*", ms=12,
+                  label="minima: one dimension lives, one is 0")
+        axis.set(title=f"across two directions, b = {b[0]:+.1f} and {b[3]:+.1f}",
+                 xlabel="w along the first", ylabel="w along the second", ylim=(-1.4, 1.8))
         axis.legend(fontsize=8)
     return [], draw, draw_across
 
 
 def ranks(generator):
-    """Stronger alignment, or stronger augmentation, kills one dimension after the other; the last one is complete collapse."""
+    """Stronger alignment, or stronger augmentation, kills one dimension after the other; the last
+    one is complete collapse."""
     A0, C_ = rotated(generator)
-    Sigma, start = A0 + C_, 0.05 * torch.randn(5, 5, generator=generator, dtype=torch.double).repeat(len(WEIGHTS), 1, 1)
+    start = 0.05 * torch.randn(5, 5, generator=generator, dtype=torch.double)
+    start = start.repeat(len(WEIGHTS), 1, 1)
+    weights = torch.tensor(WEIGHTS)
     W_sgd = simulate(WEIGHTS, A0, C_, generator=generator)
-    W_gd, = descend(lambda W: population_infonce(W, A0, C_, torch.tensor(WEIGHTS)), start)
-    e_sgd, e_gd = (torch.linalg.eigvalsh(W @ Sigma @ W.mT).flip(1) for W in (W_sgd, W_gd))                 # [weights, 5]
-    theory = [sum(A_k + (1 - a) * c > 0 for A_k, c in zip(A, C)) for a in WEIGHTS]
-    found, rows = (e_sgd > 1e-2).sum(1).tolist(), []
+    W_gd = descend(lambda W: population_infonce(W, A0, C_, weights), start)[0]
+    rank_sgd = (spectrum(W_sgd, A0 + C_) > 1e-2).sum(1).tolist()            # [weights]
+    e_gd = spectrum(W_gd, A0 + C_)                                          # [weights, 5]
+    rank_gd = (e_gd > 1e-3).sum(1).tolist()
+    rows = []
     for i, a in enumerate(WEIGHTS):
-        formula = sorted(infonce_spectrum(a), reverse=True)
-        rows += [(f"a = {a:g}: rank after SGD (population GD: {int((e_gd[i] > 1e-3).sum())})", found[i], theory[i]),
-                 (f"a = {a:g}: largest error of the spectrum by population GD",
-                  max(abs(x - y) for x, y in zip(e_gd[i].tolist(), formula)), "< 1e-4")]
+        rows.append((f"a = {a:g}: rank after SGD (population GD: {rank_gd[i]})",
+                     rank_sgd[i], rank_of_theory(a)))
+        rows.append((f"a = {a:g}: largest error of the spectrum by population GD",
+                     spectrum_error(e_gd[i].tolist(), infonce_spectrum(a)), "< 1e-4"))
 
     def draw(axis):
         grid = torch.logspace(-0.05, 1.12, 400).tolist()
-        axis.plot(grid, [sum(A_k + (1 - a) * c > 0 for A_k, c in zip(A, C)) for a in grid], "k--", label="positive eigenvalues of B")
-        axis.plot(WEIGHTS, found, "o", label="rank after SGD")
-        axis.set(title="InfoNCE: rank against alignment weight", xlabel="a", xscale="log", xticks=[1, 2, 4, 8, 12],
-                 xticklabels=[1, 2, 4, 8, 12])
-        axis.minorticks_off()
+        axis.plot(grid, [rank_of_theory(a) for a in grid], "k--", label="positive eigenvalues of B")
+        axis.plot(WEIGHTS, rank_sgd, "o", label="rank after SGD")
+        axis.set_title("InfoNCE: rank against alignment weight")
+        log_axis(axis, [1, 2, 4, 8, 12])
         axis.legend()
     return rows, draw
 
 
 def spectra(generator):
-    """Minima of the other losses, eigenvalue by eigenvalue.  Their population forms are exact to all orders."""
+    """Minima of the other losses, eigenvalue by eigenvalue.  Their population forms are exact to
+    all orders."""
     A0, C_ = rotated(generator)
-    Sigma, eye, s = A0 + C_, torch.eye(5, dtype=torch.double), 2.0
+    Sigma, s = A0 + C_, 2.0
     start = 0.3 * torch.randn(1, 5, 5, generator=generator, dtype=torch.double)
-    cases = {
-        "spectral contrastive": (lambda W: population_quartic(W, 2 * A0, Sigma, 1.0), Sigma, [A_k / (A_k + c) for A_k, c in zip(A, C)]),
-        "Barlow Twins": (lambda W: (W @ A0 @ W.mT - eye).square().sum((1, 2)), A0, [1.0] * 5),
-        "VICReg, s = 2": (lambda W: population_quartic(W, 2 * A0 + 2 * (1 - s) * C_, Sigma, 1.0), Sigma,
-                          [max(1 - s * c / (A_k + c), 0.0) for A_k, c in zip(A, C)])}
+    B = 2 * A0 + 2 * (1 - s) * C_                                           # of VICReg
+    of_spectral = [A_k / sigma for A_k, sigma in zip(A, SIGMA)]
+    of_vicreg = [max(1 - s * c / sigma, 0.0) for c, sigma in zip(C, SIGMA)]
+    cases = (                                           # loss, M, eigenvalues of W M W^T
+        ("spectral contrastive", lambda W: population_quartic(W, 2 * A0, Sigma, 1.0),
+         Sigma, of_spectral),
+        ("Barlow Twins", lambda W: population_barlow(W, A0), A0, [1.0] * 5),
+        ("VICReg, s = 2", lambda W: population_quartic(W, B, Sigma, 1.0), Sigma, of_vicreg),
+    )
     rows = []
-    for name, (loss, of, formula) in cases.items():
-        W, = descend(loss, start, lr=0.01)
-        found = torch.linalg.eigvalsh(W[0] @ of @ W[0].T).flip(0).tolist()
-        error = max(abs(x - y) for x, y in zip(found, sorted(formula, reverse=True)))
+    for name, loss, M, formula in cases:
+        W = descend(loss, start, lr=0.01)[0]
+        error = spectrum_error(spectrum(W[0], M).tolist(), formula)
         rows.append((f"{name}: largest error of the spectrum", error, "< 1e-4"))
-    return rows,
+    return (rows,)                                                          # no panel
 
 
 def saddles(generator, K=4, kappa=0.75):
-    """Every stationary point that keeps fewer of the possible dimensions is a strict saddle: downhill directions of the Hessian there."""
-    b, sigma = torch.tensor([2.1, 0.6, -5.0, 0.2, -1.6], dtype=torch.double), torch.tensor([3.3, 1.8, 3.0, 0.7, 0.8], dtype=torch.double)
+    """Every stationary point that keeps fewer of the possible dimensions is a strict saddle:
+    downhill directions of the Hessian there."""
+    b = torch.tensor([2.1, 0.6, -5.0, 0.2, -1.6], dtype=torch.double)
+    sigma = torch.tensor([3.3, 1.8, 3.0, 0.7, 0.8], dtype=torch.double)
+
+    def loss(w):
+        return population_quartic(w.view(K, 5), b.diag(), sigma.diag(), kappa)
+
     rows = []
     for kept, expected in (((), 12), ((0,), 6), ((0, 1), 2), ((1, 3), 4), ((0, 1, 3), 0)):
         W = torch.zeros(K, 5, dtype=torch.double)
         for row, k in enumerate(kept):
             W[row, k] = (b[k] / (2 * kappa * sigma[k] ** 2)).sqrt()
-        H = torch.autograd.functional.hessian(lambda w: population_quartic(w.view(K, 5), b.diag(), sigma.diag(), kappa), W.flatten())
-        rows.append((f"dimensions kept {kept}: downhill directions", int((torch.linalg.eigvalsh(H) < -1e-9).sum()), expected))
-    return rows,
+        H = torch.autograd.functional.hessian(loss, W.flatten())
+        downhill = int((torch.linalg.eigvalsh(H) < -1e-9).sum())
+        rows.append((f"dimensions kept {kept}: downhill directions", downhill, expected))
+    return (rows,)                                                          # no panel
 
 
 def normalisation(generator, kappa=0.75):
-    """E|f|^2 = 1 forbids complete collapse, not that of dimensions (water-filling); a bias, which can carry the norm, allows it again."""
+    """E|f|^2 = 1 forbids complete collapse, not that of dimensions (water-filling); a bias, which
+    can carry the norm, allows it again."""
     A0, C_ = rotated(generator)
-    cases = [(a, with_bias) for a in (4.0, 12.0) for with_bias in (False, True)]
-    a, has_bias = (torch.tensor(v, dtype=torch.double) for v in zip(*cases))
+    cases = ((4.0, False), (4.0, True), (12.0, False), (12.0, True))        # a, with a bias?
+    a, has_bias = torch.tensor(cases, dtype=torch.double).T
     B, Sigma = A0 + (1 - a[:, None, None]) * C_, A0 + C_
     start = 0.3 * torch.randn(5, 5, generator=generator, dtype=torch.double).repeat(4, 1, 1)
+    start_bias = torch.full((4,), 0.3, dtype=torch.double)
 
     def norm(W, bias):
         return trace(W @ Sigma @ W.mT) + has_bias * bias**2
-    W, bias = descend(lambda W, bias: population_quartic(W, B, Sigma, kappa, norm(W, bias)), start, torch.full((4,), 0.3, dtype=torch.double),
-                      steps=8000, lr=0.02)
-    shares, rows, bars = (torch.linalg.eigvalsh(W @ Sigma @ W.mT) / norm(W, bias)[:, None]).flip(1).tolist(), [], {}
-    for (weight, with_bias), share in zip(cases, shares):
-        formula = sorted(water_filling([(A_k + (1 - weight) * c) / (A_k + c) for A_k, c in zip(A, C)], kappa, with_bias), reverse=True)
-        bars[weight, with_bias] = share, 1 - sum(share)
-        rows.append((f"a = {weight:g}, normalised{', with bias' * with_bias}: largest error of the spectrum",
-                     max(abs(x - y) for x, y in zip(share, formula)), "< 1e-4"))
+
+    def loss(W, bias):
+        return population_quartic(W, B, Sigma, kappa, norm(W, bias))
+
+    W, bias = descend(loss, start, start_bias, steps=8000, lr=0.02)
+    shares = (spectrum(W, Sigma) / norm(W, bias)[:, None]).tolist()
+    of_bias = [1 - sum(share) for share in shares]
+    rows = []
+    for (weight, with_bias), share, rest in zip(cases, shares, of_bias):
+        rho = [b / sigma for b, sigma in zip(eigenvalues_of_B(weight), SIGMA)]
+        formula = sorted(water_filling(rho, kappa, with_bias), reverse=True)
+        name = "normalised, with bias" if with_bias else "normalised"
+        rows.append((f"a = {weight:g}, {name}: largest error of the spectrum",
+                     spectrum_error(share, formula), "< 1e-4"))
         if with_bias:
-            rows.append((f"a = {weight:g}: share of the bias", 1 - sum(share), 1 - sum(formula)))
+            rows.append((f"a = {weight:g}: share of the bias", rest, 1 - sum(formula)))
 
     def draw(axis):
-        for i, ((a, with_bias), (share, of_bias)) in enumerate(bars.items()):
-            bottom = 0.0
-            for k, height in enumerate([*share, of_bias]):
-                name = "bias" if k == 5 else f"dimension {k + 1}"
-                axis.bar(i, height, bottom=bottom, color="0.8" if k == 5 else f"C{k}", edgecolor="w",
-                         label=name if i == 1 and (k < 3 or k == 5) else None)
-                bottom += height
-        axis.set(title="normalised: who carries E|f|²", xticks=range(4),
-                 xticklabels=[f"a = {weight:g}\n{'with bias' if b else 'no bias'}" for weight, b in bars])
+        heights = [*zip(*shares), of_bias]                          # of the six parts of the bars
+        colors = ("C0", "C1", "C2", "C3", "C4", "0.8")
+        labels = ("dimension 1", "dimension 2", "dimension 3", None, None, "bias")
+        bottom = [0.0] * 4
+        for height, color, label in zip(heights, colors, labels):
+            axis.bar(range(4), height, bottom=bottom, color=color, edgecolor="w", label=label)
+            bottom = [x + y for x, y in zip(bottom, height)]
+        axis.set(title="normalised: who carries E|f|²", xticks=range(4), xticklabels=[
+            "a = 4\nno bias", "a = 4\nwith bias", "a = 12\nno bias", "a = 12\nwith bias"])
         axis.legend(fontsize=8, loc="lower right")
     return rows, draw
 
 
 def beneficial_collapse(generator, trials=200):
-    """A probe with few labels, as nuisance dimensions (12, strongly augmented) collapse before the signal (4): it gets better at a = 2."""
-    A_k, c = torch.tensor([1.0] * 4 + [1.5] * 12, dtype=torch.double), torch.tensor([0.1] * 4 + [1.5] * 12, dtype=torch.double)
-    sigma, weights, labels = A_k + c, (1.0, 1.5, 1.9, 2.1, 3.0, 5.0, 8.0, 10.5, 12.0), (10, 30, 300)
+    """A probe with few labels, as nuisance dimensions (12, strongly augmented) collapse before the
+    signal (4): it gets better at a = 2."""
+    A_k = torch.tensor([1.0] * 4 + [1.5] * 12, dtype=torch.double)
+    c = torch.tensor([0.1] * 4 + [1.5] * 12, dtype=torch.double)
+    sigma = A_k + c
+    weights, labels = (1.0, 1.5, 1.9, 2.1, 3.0, 5.0, 8.0, 10.5, 12.0), (10, 30, 300)
     truth = torch.randn(trials, 4, 1, generator=generator, dtype=torch.double)
     x = torch.randn(trials, 1300, 16, generator=generator, dtype=torch.double) * A_k.sqrt()
-    y = (x[..., :4] @ truth).sign()                                                                         # [T, N, 1]
+    y = (x[..., :4] @ truth).sign()                                         # [trials, 1300, 1]
     x = x + torch.randn(x.shape, generator=generator, dtype=torch.double) * c.sqrt()
     accuracy = {}
     for a in weights:
-        e = (2 / ((1 + 8 * a * c / sigma).sqrt() - 1) - 1).clamp(min=0)
+        e = (2 / ((1 + 8 * a * c / sigma).sqrt() - 1) - 1).clamp(min=0)     # infonce_spectrum
         f = x * (e / sigma).sqrt()
         for n in labels:
             train, test = f[:, :n], f[:, 300:]
-            ridge = 1e-3 * n * (train.square().sum((1, 2), keepdim=True) / n + 1e-9) * torch.eye(16, dtype=torch.double)
+            size = train.square().sum((1, 2), keepdim=True) / n
+            ridge = 1e-3 * n * (size + 1e-9) * torch.eye(16, dtype=torch.double)
             probe = torch.linalg.solve(train.mT @ train + ridge, train.mT @ y[:, :n])
             right = (test @ probe * y[:, 300:]).squeeze(2)
-            accuracy[a, n] = ((right > 0).double() + (right == 0).double() / 2).mean().item()              # all zero: chance
+            # after complete collapse every output is 0: right by chance
+            accuracy[a, n] = ((right > 0).double() + (right == 0).double() / 2).mean().item()
     rows = [(f"a = {a:g}, {n} labels: probe", value, "") for (a, n), value in accuracy.items()]
 
     def draw(axis):
@@ -332,46 +439,57 @@ def beneficial_collapse(generator, trials=200):
             axis.plot(weights, [accuracy[a, n] for a in weights], "o-", label=f"{n} labels")
         for a in (2, 11):
             axis.axvline(a, color="0.7", ls=":")
-        axis.set(title="probe accuracy: nuisance dies at 2, signal at 11", xlabel="a", xscale="log", xticks=[1, 2, 4, 8, 11],
-                 xticklabels=[1, 2, 4, 8, 11])
-        axis.minorticks_off()
+        axis.set_title("probe accuracy: nuisance dies at 2, signal at 11")
+        log_axis(axis, [1, 2, 4, 8, 11])
         axis.legend()
     return rows, draw
 
 
 def imbalance(generator, c=0.1):
     """Two features, in q and 1 - q of the images: how strongly is the rare one represented?"""
-    shares, rows, curves = (0.03, 0.05, 0.1, 0.2, 0.35, 0.5), [], {}
+    shares = (0.03, 0.05, 0.1, 0.2, 0.35, 0.5)
     q = torch.tensor(shares, dtype=torch.double)
-    A0, eye = torch.diag_embed(torch.stack([q, 1 - q], 1)), torch.eye(2, dtype=torch.double)               # [S, 2, 2]
+    A0 = torch.diag_embed(torch.stack([q, 1 - q], 1))                       # [S, 2, 2]
+    C_ = c * torch.eye(2, dtype=torch.double)
     start = torch.tensor([[0.5, 0.1], [-0.1, 0.5]], dtype=torch.double).repeat(len(shares), 1, 1)
 
-    def closed_form(e_rare, e_common):                                     # |W v|^2 = e / sigma, at q = 0.1
+    def closed_form(e_rare, e_common):                     # |W v|^2 = e / sigma, at q = 0.1
         return e_rare / (0.1 + c) / (e_common / (0.9 + c))
-    losses = {"InfoNCE": (lambda W: population_infonce(W, A0, c * eye), closed_form(*infonce_spectrum(1.0, (0.1, 0.9), (c, c)))),
-              "InfoNCE, a = 3": (lambda W: population_infonce(W, A0, c * eye, 3.0), closed_form(*infonce_spectrum(3.0, (0.1, 0.9), (c, c)))),
-              "spectral contrastive, VICReg": (lambda W: population_quartic(W, 2 * A0, A0 + c * eye, 1.0),                    # s = mu = 1
-                                               closed_form(0.1 / (0.1 + c), 0.9 / (0.9 + c))),
-              "Barlow Twins": (lambda W: (W @ A0 @ W.mT - eye).square().sum((1, 2)), 0.9 / 0.1)}
+
+    def closed_form_infonce(a):
+        return closed_form(*infonce_spectrum(a, (0.1, 0.9), (c, c)))
+
+    losses = {
+        "InfoNCE": (lambda W: population_infonce(W, A0, C_), closed_form_infonce(1.0)),
+        "InfoNCE, a = 3": (lambda W: population_infonce(W, A0, C_, 3.0), closed_form_infonce(3.0)),
+        "spectral contrastive, VICReg": (                                   # s = mu = 1
+            lambda W: population_quartic(W, 2 * A0, A0 + C_, 1.0),
+            closed_form(0.1 / (0.1 + c), 0.9 / (0.9 + c))),
+        "Barlow Twins": (lambda W: population_barlow(W, A0), 0.9 / 0.1),
+    }
+    rows, curves = [], {}
     for name, (loss, expected) in losses.items():
-        W, = descend(loss, start, steps=4000)
+        W = descend(loss, start, steps=4000)[0]
         M = W.mT @ W
         curves[name] = (M[:, 0, 0] / M[:, 1, 1]).tolist()
-        rows.append((f"{name}: |W v_rare|^2 / |W v_common|^2 at q = 0.1", curves[name][2], expected))
+        rows.append((f"{name}: |W v_rare|^2 / |W v_common|^2 at q = 0.1", curves[name][2],
+                     expected))
 
     def draw(axis):
         for name, curve in curves.items():
             axis.plot(shares, curve, "o-", label=name)
         axis.axhline(1, color="0.7", ls=":")
-        axis.set(title="|W v|² of a rare feature over the common one's", xlabel="q, share of images with it", yscale="symlog", ylim=(0, 50))
+        axis.set(title="|W v|² of a rare feature over the common one's",
+                 xlabel="q, share of images with it", yscale="symlog", ylim=(0, 50))
         axis.legend(fontsize=7)
     return rows, draw
 
 
-# ------------------------------------------------------------------------------------------------------------------- main
+# ----------------------------------------------------------------------------------------- main
 
-PARTS = {"Hessian": hessians, "landscape": landscape, "rank": ranks, "spectrum": spectra, "saddles": saddles, "normalised": normalisation,
-         "probe": beneficial_collapse, "imbalance": imbalance}
+PARTS = {"Hessian": hessians, "landscape": landscape, "rank": ranks, "spectrum": spectra,
+         "saddles": saddles, "normalised": normalisation, "probe": beneficial_collapse,
+         "imbalance": imbalance}
 
 
 def main(argv=None):
