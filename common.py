@@ -675,7 +675,7 @@ class Run:
 
     def __init__(self, args, model, optimizer, data):
         self.args, self.model, self.optimizer, self.data = args, model, optimizer, data
-        self.epoch, self.seconds, self.history = 0, 0.0, []
+        self.epoch, self.saved, self.seconds, self.history = 0, 0, 0.0, []
         self.is_first, self.device, n = rank() == 0, data.train_x.device, len(data.train_x)
         self.steps = n // args.batch_size                          # without the last short batch
         if self.steps == 0:
@@ -706,6 +706,7 @@ class Run:
                 self.model.load_state_dict(saved["model"])
                 self.optimizer.load_state_dict(saved["optimizer"])
                 self.epoch, self.seconds = saved["epoch"], saved["seconds"]
+                self.saved = self.epoch
             except (KeyError, ValueError, RuntimeError, TypeError) as e:
                 fail(f"{file} does not fit these arguments ({str(e).splitlines()[0]}): resume with "
                      f"the run's own flags")
@@ -718,7 +719,7 @@ class Run:
     def interrupted(self, *_):
         if self.is_first:
             self.draw()
-            print(f"\nstopped; {self.epoch} finished epochs are saved.  "
+            print(f"\nstopped; {self.saved} finished epochs are saved.  "
                   f"To go on: python {self.args.script}.py --resume {self.folder}")
         raise SystemExit(130)
 
@@ -797,6 +798,7 @@ class Run:
                  "epoch": self.epoch, "seconds": self.seconds}
         backbone = self.model.encoder.backbone.state_dict()
         write(self.folder / "last.pt", lambda part: torch.save(state, part))
+        self.saved = self.epoch
         write(self.folder / "backbone.pt", lambda part: torch.save(backbone, part))
         if self.epoch % max(1, self.args.epochs // 10) == 0:
             self.draw()

@@ -196,6 +196,7 @@ def report(run):
         found["linear_rest"] = rest[0]
     with torch.no_grad():
         z = encoder.projector.eval()(r)
+    encoder.projector.train()
     spectra = {"r": spectrum(r), "z": spectrum(z)}
     for name, x in (("r", r), ("z", z)):
         s = spectra[name]

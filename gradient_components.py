@@ -198,8 +198,9 @@ def read_losses(text, epochs):
 
 def parse(argv=None):
     args = common.parse_args(__file__, __doc__, RECIPES, argv, CHOICES, FLAGS)
+    schedule = read_losses(args.loss, args.epochs)
     if not args.dry_run:
-        args.epochs = len(read_losses(args.loss, args.epochs))
+        args.epochs = len(schedule)
     args.label = args.loss.replace(":", "").replace("+", "-")
     if args.without != "none":
         args.label += f"-without_{args.without}"
@@ -220,7 +221,7 @@ def main(argv=None):
     optimizer = torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=args.weight_decay)
     run = common.Run(args, model, optimizer, data)
     net = run.parallel()
-    schedule = read_losses(args.loss, args.epochs)
+    schedule = read_losses(args.loss, args.epochs)[:args.epochs]       # a dry run has one epoch
 
     for epoch in run.epochs():
         name, seen = schedule[epoch - 1], []
@@ -294,7 +295,8 @@ def report(run, schedule):
         return {}
     rows, last = common.read_csv(run.folder / "steps.csv"), run.history[-1]
     end = [row for row in rows if row["epoch"] == run.epoch]
-    found = {key: sum(row[key] for row in end) / len(end) for key in end[0] if key not in last}
+    names = [key for key in end[0] if key not in last and key != "step"]
+    found = {key: sum(row[key] for row in end) / len(end) for key in names}
     changes = [i for i in range(1, len(schedule)) if schedule[i] != schedule[i - 1]]
     phase = rows[run.steps * max(changes, default=0):]     # the last loss
     found |= {"m_o_before": phase[0]["m_o"], "m_r_before": phase[0]["m_r"],

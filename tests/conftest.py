@@ -1,3 +1,4 @@
+import functools
 import hashlib
 import os
 import pickle
@@ -15,12 +16,27 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def made_once():
+    """Images of `patches` are the same every time: made once for all tests of a process."""
+    import common
+    common.make_patches = functools.cache(common.make_patches)
+
+
+@pytest.fixture
+def no_curves(monkeypatch):
+    """A run draws no curves.png, which takes a second; test_run.py looks at that."""
+    import common
+    monkeypatch.setattr(common.Run, "draw", lambda self: None)
+
+
 @pytest.fixture
 def run_script(tmp_path):
-    """run_script("simsiam.py", "--dry-run") -> finished process, started in an empty folder, as a user would."""
+    """run_script("simsiam.py", "--dry-run") -> finished process, started in an empty folder."""
     def run(*command, **options):
         command = [sys.executable, str(ROOT / command[0]), *map(str, command[1:])]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, **options)
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300,
+                              **options)
     return run
 
 
@@ -32,10 +48,12 @@ def in_tmp(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def photos():
-    """Smooth coloured random images, as photographs are more alike to than noise.  uint8 [25, 3, 32, 32]"""
+    """Smooth coloured random images, more like photographs than noise.  uint8 [25, 3, 32, 32]"""
     g = torch.Generator().manual_seed(5)
-    x = torch.nn.functional.interpolate(torch.rand(25, 3, 6, 6, generator=g), size=32, mode="bicubic")
-    return (x + 0.05 * torch.randn(25, 3, 32, 32, generator=g)).clamp(0, 1).mul(255).round().to(torch.uint8)
+    x = torch.rand(25, 3, 6, 6, generator=g)
+    x = torch.nn.functional.interpolate(x, size=32, mode="bicubic")
+    x = x + 0.05 * torch.randn(25, 3, 32, 32, generator=g)
+    return x.clamp(0, 1).mul(255).round().to(torch.uint8)
 
 
 @pytest.fixture
@@ -54,7 +72,7 @@ def image_folder(tmp_path, photos):
 
 @pytest.fixture
 def fake_cifar(tmp_path, monkeypatch):
-    """A data folder with 300 + 60 images in the file formats of CIFAR-10 and CIFAR-100, which torchvision's own loaders read."""
+    """A data folder with 300 + 60 images in the file formats that torchvision's loaders read."""
     rng = np.random.default_rng(0)
 
     def dump(folder, name, content):
@@ -63,12 +81,14 @@ def fake_cifar(tmp_path, monkeypatch):
         return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
 
     def batch(n, key, classes):
-        return {"data": rng.integers(0, 256, (n, 3072), dtype=np.uint8), key: [i % classes for i in range(n)]}
+        pixels = rng.integers(0, 256, (n, 3072), dtype=np.uint8)
+        return {"data": pixels, key: [i % classes for i in range(n)]}
 
     c10, c100 = torchvision.datasets.CIFAR10, torchvision.datasets.CIFAR100
     root = tmp_path / "data"
     folder = root / c10.base_folder
-    monkeypatch.setattr(c10, "train_list", [dump(folder, f"data_batch_{i}", batch(60, "labels", 10)) for i in range(1, 6)])
+    train = [dump(folder, f"data_batch_{i}", batch(60, "labels", 10)) for i in range(1, 6)]
+    monkeypatch.setattr(c10, "train_list", train)
     monkeypatch.setattr(c10, "test_list", [dump(folder, "test_batch", batch(60, "labels", 10))])
     names = dump(folder, "batches.meta", {"label_names": [f"c{i}" for i in range(10)]})
     monkeypatch.setattr(c10, "meta", {"filename": names[0], "key": "label_names", "md5": names[1]})
@@ -76,34 +96,39 @@ def fake_cifar(tmp_path, monkeypatch):
     monkeypatch.setattr(c100, "train_list", [dump(folder, "train", batch(300, "fine_labels", 100))])
     monkeypatch.setattr(c100, "test_list", [dump(folder, "test", batch(100, "fine_labels", 100))])
     names = dump(folder, "meta", {"fine_label_names": [f"c{i}" for i in range(100)]})
-    monkeypatch.setattr(c100, "meta", {"filename": names[0], "key": "fine_label_names", "md5": names[1]})
+    meta = {"filename": names[0], "key": "fine_label_names", "md5": names[1]}
+    monkeypatch.setattr(c100, "meta", meta)
     return root
 
 
 @pytest.fixture
 def first_step(monkeypatch, in_tmp):
-    """first_step(module, *flags) -> model as before its first training step, its two views, {name: gradient of that step or None}."""
+    """first_step(module, *flags) -> model as before its first training step, its two views, and
+    {name: gradient of that step or None}."""
     def run(module, *flags):
         import common
-        grads, batches, real_step, real_batches = [], [], torch.optim.SGD.step, common.Run.batches
+        grads, batches = [], []
+        real_step, real_batches = torch.optim.SGD.step, common.Run.batches
 
         def step(self, *a, **k):
-            grads.append({id(p): p.grad if p.grad is None else p.grad.clone() for g in self.param_groups for p in g["params"]})
+            parameters = [p for group in self.param_groups for p in group["params"]]
+            grads.append({id(p): None if p.grad is None else p.grad.clone() for p in parameters})
             return real_step(self, *a, **k)
 
         def views(x, *_, **__):
             return (x.float() / 255 - 0.5).flip(3) * torch.rand(len(x), 1, 1, 1)
 
         def record(self):
-            for t, x in real_batches(self):
-                batches.append((self.epoch, x.clone(), torch.get_rng_state(), {k: v.clone() for k, v in self.model.state_dict().items()}))
-                yield t, x
+            for x in real_batches(self):
+                state = {k: v.clone() for k, v in self.model.state_dict().items()}
+                batches.append((x.clone(), torch.get_rng_state(), state))
+                yield x
 
         monkeypatch.setattr(torch.optim.SGD, "step", step)
         monkeypatch.setattr(common, "augment", views)
         monkeypatch.setattr(common.Run, "batches", record)
         model = module.main(["--dry-run", *flags])
-        _, x, rng, state = next(b for b in batches if b[0] == 0)                    # the first trained batch
+        x, rng, state = batches[1]                         # [0] measured the untrained net
         torch.set_rng_state(rng)
         x1, x2 = views(x), views(x)
         model.load_state_dict(state)
@@ -113,10 +138,12 @@ def first_step(monkeypatch, in_tmp):
 
 @pytest.fixture
 def whole_and_cut(monkeypatch, in_tmp):
-    """whole_and_cut(module, *flags) -> last.pt's model of a run of two epochs, and of one that stopped after the first and was resumed."""
+    """whole_and_cut(module, *flags) -> last.pt's model of a run of two epochs, and of one that
+    stopped after the first and was resumed."""
     def run(module, *flags):
         import common
-        flags, real_end = [*flags, "--limit", "300", "--epochs", "2", "--out"], common.Run.end_epoch
+        flags = [*flags, "--limit", "300", "--epochs", "2", "--out"]
+        real_end = common.Run.end_epoch
 
         def stop_after_1(self, *a, **k):
             real_end(self, *a, **k)
@@ -128,5 +155,6 @@ def whole_and_cut(monkeypatch, in_tmp):
             module.main([*flags, "cut"])
         folder, = Path("cut").iterdir()
         module.main(["--resume", str(folder)])
-        return [torch.load(Path(out) / folder.name / "last.pt", weights_only=True)["model"] for out in ("whole", "cut")]
+        files = [Path(out) / folder.name / "last.pt" for out in ("whole", "cut")]
+        return [torch.load(file, weights_only=True)["model"] for file in files]
     return run

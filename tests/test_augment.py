@@ -1,4 +1,4 @@
-"""Each operation of common.augment against torchvision's on the same parameters, and the whole against its pipeline."""
+"""Each operation of common.augment against torchvision's, and the whole against its pipeline."""
 import pytest
 import torch
 import torchvision.transforms as T
@@ -27,7 +27,7 @@ def per_image(values):
 def test_colour_operation_equals_torchvision(views, ours, theirs, low, high):
     values = torch.empty(len(views)).uniform_(low, high)
     expected = torch.stack([theirs(x, v.item()) for x, v in zip(views, values)])
-    assert (expected - views).abs().max() > 0.05                       # the operation does something
+    assert (expected - views).abs().max() > 0.05  # the operation does something
     assert (ours(views.clone(), per_image(values)) - expected).abs().max() <= 2 / 255
 
 
@@ -48,23 +48,15 @@ def test_resized_crop_equals_pil_bicubic(photos):
     ours = common.resized_crop(x, start, length, mirror)
     for i, image in enumerate(x):
         (left, top), (w, h) = start[:, i].int().tolist(), length[:, i].int().tolist()
-        pil = TF.resized_crop(TF.to_pil_image(image), top, left, h, w, [32, 32], InterpolationMode.BICUBIC)
+        pil = TF.to_pil_image(image)
+        pil = TF.resized_crop(pil, top, left, h, w, [32, 32], InterpolationMode.BICUBIC)
         pil = TF.to_tensor(TF.hflip(pil) if mirror[i] else pil)
         assert (ours[i] - pil).abs().max() <= 3 / 255, (left, top, w, h)
 
 
-def test_blur_equals_torchvision(views):
-    sigma = torch.linspace(0.1, 2, len(views))
-    expected = torch.stack([TF.gaussian_blur(x, [3, 3], [s.item()] * 2) for x, s in zip(views, sigma)])
-    assert (common.gaussian_blur(views, sigma) - expected).abs().max() <= 2 / 255
-    large = torch.rand(2, 3, 100, 100)                                # a kernel of 11 pixels
-    expected = torch.stack([TF.gaussian_blur(x, [11, 11], [1.5, 1.5]) for x in large])
-    assert (common.gaussian_blur(large, torch.tensor([1.5, 1.5])) - expected).abs().max() <= 2 / 255
-
-
 def test_solarize_equals_torchvision(photos):
     neutral = dict(min_scale=1.0, brightness=0, contrast=0, saturation=0, hue=0, gray_p=0)
-    square = photos[:, :, :, :16].repeat(1, 1, 1, 2)                           # mirrored or not, the same set of pixels
+    square = photos[:, :, :, :16].repeat(1, 1, 1, 2)  # mirrored or not, the same set of pixels
     out = common.augment(square, torch.zeros(3), torch.ones(3), **neutral, solarize_p=1.0)
     expected = TF.solarize(square.float() / 255, 0.5)
     assert torch.allclose(out.sort(-1).values, expected.sort(-1).values, atol=1 / 255)
@@ -81,43 +73,49 @@ def box_statistics(start, length):
 def test_boxes_are_drawn_as_torchvision_draws_them():
     torch.manual_seed(0)
     n = 20000
-    draws = [T.RandomResizedCrop.get_params(torch.empty(3, 32, 32), (0.2, 1.0), (3 / 4, 4 / 3)) for _ in range(n)]
+    image = torch.empty(3, 32, 32)
+    draws = [T.RandomResizedCrop.get_params(image, (0.2, 1.0), (3 / 4, 4 / 3)) for _ in range(n)]
     top, left, h, w = torch.tensor(draws).T
     theirs = box_statistics(torch.stack([left, top]), torch.stack([w, h]))
     ours = box_statistics(*common.random_boxes(n, 32, 0.2, "cpu"))
-    assert (ours - theirs).abs().max() < 5 * 0.3 / n**0.5 * 2**0.5, (ours, theirs)      # five standard errors
+    five_errors = 5 * 0.3 / n**0.5 * 2**0.5
+    assert (ours - theirs).abs().max() < five_errors, (ours, theirs)
 
 
 def test_whole_image_when_no_draw_fits(monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "uniform_", lambda self, a, b: self.fill_(b))       # area 1, aspect 4/3: never fits
+    # area 1, aspect 4/3: never fits
+    monkeypatch.setattr(torch.Tensor, "uniform_", lambda self, a, b: self.fill_(b))
     start, length = common.random_boxes(5, 32, 0.2, "cpu")
     assert (start == 0).all() and (length == 32).all()
 
 
 def view_statistics(v):
-    """v: [N, 3, 32, 32] in 0..1 -> per view: channel means, standard deviations, saturation, difference of neighbours."""
+    """v: [N, 3, 32, 32] in 0..1 -> of each view means, spreads, saturation, differences [N, 9]"""
     flat = v.flatten(2)
     c = flat - flat.mean(2, keepdim=True)
     corr = (c[:, 0] * c[:, 1]).mean(1) / (c[:, 0].std(1) * c[:, 1].std(1) + 1e-3)
     return torch.cat([flat.mean(2), flat.std(2), (v.amax(1) - v.amin(1)).mean((1, 2))[:, None],
-                      (v[..., 1:] - v[..., :-1]).abs().mean((1, 2, 3))[:, None], corr[:, None]], 1)       # [N, 9]
+                      (v[..., 1:] - v[..., :-1]).abs().mean((1, 2, 3))[:, None],
+                      corr[:, None]], 1)
 
 
 def test_views_have_the_distribution_of_torchvisions_pipeline(photos):
-    """5000 views of the same 25 images: means and spreads of nine statistics within five standard errors."""
+    """5000 views of 25 images: means and spreads of nine statistics within five errors."""
     torch.manual_seed(0)
     pipeline = T.Compose([
-        T.RandomResizedCrop(32, (0.2, 1.0), interpolation=InterpolationMode.BICUBIC), T.RandomHorizontalFlip(),
-        T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8), T.RandomGrayscale(0.2), T.ToTensor()])
+        T.RandomResizedCrop(32, (0.2, 1.0), interpolation=InterpolationMode.BICUBIC),
+        T.RandomHorizontalFlip(), T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8),
+        T.RandomGrayscale(0.2), T.ToTensor()])
     pil = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in photos]
     theirs = view_statistics(torch.stack([pipeline(p) for p in pil for _ in range(200)]))
     ours = []
-    for _ in range(200):                                                       # so that the order of the jitter varies too
+    for _ in range(200):  # so that the order of the jitter varies too
         ours.append(common.augment(photos, torch.zeros(3), torch.ones(3)))
     ours = view_statistics(torch.stack(ours, 1).flatten(0, 1))
     a, b = theirs.view(25, 200, -1), ours.view(25, 200, -1)
-    error = ((a.var(1) + b.var(1)) / 200).mean(0).div(25).sqrt()                       # of the mean, image by image
-    assert ((ours.mean(0) - theirs.mean(0)).abs() < 5 * error + 0.5 / 255).all(), (ours.mean(0), theirs.mean(0))
+    error = ((a.var(1) + b.var(1)) / 200).mean(0).div(25).sqrt()  # of the mean, image by image
+    apart = (ours.mean(0) - theirs.mean(0)).abs()
+    assert (apart < 5 * error + 0.5 / 255).all(), apart
     spread = (ours.std(0) / theirs.std(0) - 1).abs()
     assert (spread < 0.06).all(), spread
 
@@ -127,13 +125,14 @@ def test_every_image_has_its_own_draw(photos):
     torch.manual_seed(0)
     x = photos[:1].repeat(64, 1, 1, 1)
     zero, one = torch.zeros(3), torch.ones(3)
-    neutral = dict(min_scale=1.0, brightness=0, contrast=0, saturation=0, hue=0, gray_p=0, jitter_p=1.0)
-    for changed in (dict(min_scale=0.2), dict(brightness=0.4), dict(contrast=0.4), dict(saturation=0.4), dict(hue=0.1),
-                    dict(blur_p=1.0)):
+    neutral = dict(min_scale=1.0, brightness=0, contrast=0, saturation=0, hue=0, gray_p=0,
+                   jitter_p=1.0)
+    for changed in (dict(min_scale=0.2), dict(brightness=0.4), dict(contrast=0.4),
+                    dict(saturation=0.4), dict(hue=0.1)):
         v = common.augment(x, zero, one, **{**neutral, **changed})
-        first = v.flatten(1).sort(1).values                                     # sorted: a mirrored image counts as the same
+        first = v.flatten(1).sort(1).values  # sorted: a mirrored image counts as the same
         assert len({tuple((row * 1e4).round().int().tolist()) for row in first}) >= 60, changed
-    for changed in (dict(), dict(gray_p=0.5), dict(solarize_p=0.5)):            # the first: mirrored or not
+    for changed in (dict(), dict(gray_p=0.5), dict(solarize_p=0.5)):  # the first: mirrored or not
         v = common.augment(x, zero, one, **{**neutral, **changed})
         kinds = len({tuple((row * 1e3).round().int().tolist()) for row in v.flatten(1)})
         assert kinds == (2 if not changed else 4), (changed, kinds)

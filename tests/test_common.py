@@ -9,20 +9,23 @@ from torch.nn import functional as F
 import common
 
 
-# ---------------------------------------------------------------------------------------------------------------- data
+# --------------------------------------------------------------------------------------------- data
 
 def test_patches_are_the_same_every_time():
     d = common.load_data("patches")
-    assert d.train_x.shape == (4000, 3, 32, 32) and d.test_x.shape == (1000, 3, 32, 32) and d.train_x.dtype == torch.uint8
-    assert d.train_y.bincount().tolist() == [400] * 10 and d.test_y.bincount().tolist() == [100] * 10 and len(d.classes) == 10
-    assert torch.equal(common.load_data("patches").train_x, d.train_x)
+    assert d.train_x.shape == (4000, 3, 32, 32) and d.test_x.shape == (1000, 3, 32, 32)
+    assert d.train_x.dtype == torch.uint8 and len(d.classes) == 10
+    assert d.train_y.bincount().tolist() == [400] * 10
+    assert d.test_y.bincount().tolist() == [100] * 10
+    again, _ = common.make_patches.__wrapped__(4000, 32, 1)  # not from conftest's cache
+    assert torch.equal(again, d.train_x)
     assert not torch.equal(d.train_x[:1000], d.test_x)
     assert torch.allclose(d.mean, d.train_x.double().div(255).mean((0, 2, 3)).float(), atol=1e-4)
     assert torch.allclose(d.std, d.train_x.double().div(255).std((0, 2, 3)).float(), atol=1e-4)
 
 
 def test_patches_have_no_colour_or_brightness_shortcut():
-    """The mean colour of an image says nothing of its class: a class explains under 2 % of its variance."""
+    """The mean colour says nothing of the class: that explains under 2 % of its variance."""
     d = common.load_data("patches")
     colour = d.train_x.float().mean((2, 3))
     between = torch.stack([colour[d.train_y == c].mean(0) for c in range(10)]).var(0)
@@ -41,7 +44,8 @@ def test_cifar_is_read_from_torchvisions_files(fake_cifar):
     import torchvision
     files = torchvision.datasets.CIFAR10(str(fake_cifar), train=False)
     assert len(d.train_x) == 300 and len(d.test_x) == 60 and d.classes[3] == "c3"
-    assert np.array_equal(d.test_x[7].permute(1, 2, 0).numpy(), np.asarray(files[7][0])) and d.test_y[7] == files[7][1]
+    assert np.array_equal(d.test_x[7].permute(1, 2, 0).numpy(), np.asarray(files[7][0]))
+    assert d.test_y[7] == files[7][1]
     assert len(common.load_data("cifar100", str(fake_cifar), limit=200).train_x) == 200
     assert common.load_data("cifar10", str(fake_cifar), size=48).train_x.shape[-2:] == (48, 48)
 
@@ -71,8 +75,9 @@ def test_fashionmnist_and_stl10_become_rgb_of_the_wanted_size(monkeypatch):
 
 def test_folder_is_decoded_resized_and_cropped(image_folder, photos):
     d = common.load_data(str(image_folder), size=32)
-    assert d.train_x.shape == (24, 3, 32, 32) and d.train_y.tolist() == [0] * 12 + [1] * 12 and d.classes == ["cats", "dogs"]
-    assert torch.equal(d.train_x[0], photos[0])                       # 000.png is 32 x 32 RGB: nothing may change
+    assert d.train_x.shape == (24, 3, 32, 32) and d.classes == ["cats", "dogs"]
+    assert d.train_y.tolist() == [0] * 12 + [1] * 12
+    assert torch.equal(d.train_x[0], photos[0])  # 000.png is 32 x 32 RGB: nothing may change
     assert torch.equal(d.train_x[9, 0], d.train_x[9, 1])              # 009.png is grayscale
     (image_folder / "test").rename(image_folder / "val")
     assert len(common.load_data(str(image_folder), size=24, limit=8).train_x) == 8
@@ -88,16 +93,19 @@ def test_corrupt_image_is_named_and_skipped(image_folder, capsys):
     assert "skipped 2 of 24" in out and "cats/005.png" in out and "dogs/004.png" in out
 
 
-# ------------------------------------------------------------------------------------------------------------- metrics
+# ------------------------------------------------------------------------------------------ metrics
 
 def test_metrics_of_a_healthy_and_of_collapsed_representations():
     torch.manual_seed(0)
     healthy = common.collapse_metrics(torch.randn(4096, 32))
-    assert abs(healthy["std"] - 1) < 0.02 and healthy["m_o"] < 0.05 and healthy["m_r"] > 0.99 and healthy["effective_rank"] > 31
+    assert abs(healthy["std"] - 1) < 0.02 and healthy["m_o"] < 0.05 and healthy["m_r"] > 0.99
+    assert healthy["effective_rank"] > 31
     complete = common.collapse_metrics(torch.ones(256, 32) + 0.01 * torch.randn(256, 32))
     assert complete["std"] < 0.02 and complete["m_o"] > 0.999 and complete["m_r"] < 0.02
-    dimensional = common.collapse_metrics(torch.randn(256, 1) * torch.ones(1, 32) + 0.001 * torch.randn(256, 32))
-    assert dimensional["std"] > 0.9 and dimensional["m_o"] < 0.3 and dimensional["effective_rank"] < 1.1
+    line = torch.randn(256, 1) * torch.ones(1, 32) + 0.001 * torch.randn(256, 32)
+    dimensional = common.collapse_metrics(line)
+    assert dimensional["std"] > 0.9 and dimensional["m_o"] < 0.3
+    assert dimensional["effective_rank"] < 1.1
 
 
 @pytest.mark.parametrize("n, d", [(64, 16), (16, 64)])
@@ -113,34 +121,44 @@ def test_metrics_against_numpy(n, d):
     assert m["m_r"] == pytest.approx(np.linalg.norm(Z - Z.mean(0), axis=1).mean(), rel=1e-4)
     assert m["effective_rank"] == pytest.approx(np.exp(-(eig * np.log(eig)).sum()), rel=1e-3)
     assert m["covariance"] == pytest.approx((cov[~np.eye(d, dtype=bool)] ** 2).sum() / d, rel=1e-3)
-    assert (np.linalg.norm(Z - Z.mean(0), axis=1) ** 2).mean() == pytest.approx(1 - m["m_o"] ** 2, rel=1e-4)
+    squares = np.linalg.norm(Z - Z.mean(0), axis=1) ** 2
+    assert squares.mean() == pytest.approx(1 - m["m_o"] ** 2, rel=1e-4)
 
 
-# ---------------------------------------------------------------------------------------------------------- evaluation
+def test_verdict():
+    assert [common.verdict(*pair) for pair in ((0.95, 30), (0.94, 4.0), (0.1, 4.1))] == [
+        "complete", "dimensional", "none"]
+
+
+# --------------------------------------------------------------------------------------- evaluation
 
 def test_knn_against_a_loop():
     rng = np.random.default_rng(0)
-    train, y, test, t = rng.normal(size=(150, 8)), rng.integers(0, 5, 150), rng.normal(size=(700, 8)), rng.integers(0, 5, 700)
+    train, y = rng.normal(size=(150, 8)), rng.integers(0, 5, 150)
+    test, t = rng.normal(size=(700, 8)), rng.integers(0, 5, 700)
     train[np.arange(150), y] += 1.5
     test[np.arange(700), t] += 1.5
     right = 0
     for a, label in zip(test, t):
         cosine = train @ a / np.linalg.norm(train, axis=1) / np.linalg.norm(a)
         near = np.argsort(-cosine)[:20]
-        right += np.argmax([np.exp(cosine[near][y[near] == c] / 0.1).sum() for c in range(5)]) == label
+        votes = [np.exp(cosine[near][y[near] == c] / 0.1).sum() for c in range(5)]
+        right += np.argmax(votes) == label
     ours = common.knn_accuracy(*(torch.tensor(v) for v in (train, y, test, t)), k=20)
     assert ours == pytest.approx(100 * right / 700, abs=0.3) and 50 < ours < 100
 
 
 def test_knn_of_a_large_set_stays_in_chunks():
-    """50 000 x 10 000 similarities at once would be 2 GB; the peak of a child process stays well below."""
+    """50 000 x 10 000 similarities at once would be 2 GB; a child's peak stays well below."""
     import subprocess
     import sys
-    code = ("import resource, torch, common; torch.manual_seed(0); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+    code = ("import resource, torch, common; torch.manual_seed(0);"
+            "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
             "y = torch.arange(50000) % 10; f = torch.randn(50000, 16) + 3 * torch.eye(16)[y];"
             "a = common.knn_accuracy(f, y, f[:10000].clone(), y[:10000]);"
             "print(a, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)")
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=common.Path(common.__file__).parent)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                         cwd=common.Path(common.__file__).parent)
     accuracy, megabytes = map(float, out.stdout.split())
     assert accuracy > 80 and megabytes < 900, out.stderr
 
@@ -148,11 +166,13 @@ def test_knn_of_a_large_set_stays_in_chunks():
 def test_linear_probe_separates_what_is_linear_and_nothing_else():
     torch.manual_seed(0)
     y = torch.arange(1200) % 6
-    x = torch.randn(1200, 20) + 6 * F.one_hot(y, 20) * torch.linspace(1, 50, 20)                # badly scaled on purpose
+    x = torch.randn(1200, 20)
+    x += 6 * F.one_hot(y, 20) * torch.linspace(1, 50, 20)  # badly scaled on purpose
     top1, top5 = common.linear_probe(x[:1000], y[:1000], x[1000:], y[1000:], epochs=20)
     assert top1 > 97 and top5 > 99
-    top1, top5 = common.linear_probe(torch.randn(1000, 20), y[:1000], torch.randn(200, 20), y[1000:], epochs=5)
-    assert top1 < 30 and 70 < top5 < 95                                                          # chance: 17 and 83
+    noise = torch.randn(1200, 20)
+    top1, top5 = common.linear_probe(noise[:1000], y[:1000], noise[1000:], y[1000:], epochs=5)
+    assert top1 < 30 and 70 < top5 < 95  # chance: 17 and 83
 
 
 @pytest.mark.parametrize("arch", common.ARCHS)
@@ -171,14 +191,17 @@ def test_extract_features_leaves_the_backbone_bit_identical(arch):
 
 
 def test_cosine_lr():
-    assert common.cosine_lr(2.0, 0, 10) == 2.0 and common.cosine_lr(2.0, 5, 10) == pytest.approx(1.0)
+    assert common.cosine_lr(2.0, 0, 10) == 2.0
+    assert common.cosine_lr(2.0, 5, 10) == pytest.approx(1.0)
     assert common.cosine_lr(2.0, 10, 10) == pytest.approx(0)
-    assert common.cosine_lr(2.0, 1, 12, warmup_epochs=2) == 1.0 and common.cosine_lr(2.0, 2, 12, warmup_epochs=2) == 2.0
+    assert common.cosine_lr(2.0, 1, 12, warmup_epochs=2) == 1.0
+    assert common.cosine_lr(2.0, 2, 12, warmup_epochs=2) == 2.0
     assert common.cosine_lr(2.0, 7, 12, warmup_epochs=2) == pytest.approx(1.0)
 
 
 def test_resnet18_is_torchvisions_but_for_the_stem():
     import torchvision
-    ours, theirs = common.make_backbone("resnet18")[0].state_dict(), torchvision.models.resnet18().state_dict()
+    ours = common.make_backbone("resnet18")[0].state_dict()
+    theirs = torchvision.models.resnet18().state_dict()
     assert set(theirs) - set(ours) == {"fc.weight", "fc.bias"} and set(ours) <= set(theirs)
     assert [k for k in ours if ours[k].shape != theirs[k].shape] == ["conv1.weight"]
