@@ -220,7 +220,8 @@ TABLES = {
         ("no stop-gradient", "--no-stopgrad", "collapse", collapses),
     ]),
 }
-DIGITS = {0: "seconds alive_r alive_z dims_z", 3: "align commutator asymmetry cos_bias b b_theory",
+DIGITS = {0: "seconds alive_r alive_z dims_z",
+          3: "align commutator asymmetry cos_bias b b_theory b_cos",
           1: "knn linear linear_first linear_rest effective_rank effective_rank_P test_rank_r "
              "test_rank_z", 4: "covariance E_mean E_mean_1"}                           # else 2
 
@@ -463,6 +464,8 @@ def fill(text, results):
     columns may be left away; <!-- overview --> stands before a line for each table"""
     def make(match):
         stem, *rest = [part.strip() for part in match[1].split(";")]
+        if not (results / f"{stem}.csv").exists():
+            return match[0]
         choice = {name: words.strip() for name, words in (part.split(":", 1) for part in rest)}
         only = [label.strip() for label in choice.get("rows", "").split("|") if label.strip()]
         table, records = TABLES[stem.split(".")[0]], read_records(results / f"{stem}.csv")
