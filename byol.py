@@ -16,7 +16,6 @@ import copy
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 import common
 
@@ -49,7 +48,7 @@ FLAGS = {"predictor": ("mlp", "h: two layers as in the paper, one matrix, or not
 
 def D(p, z):
     """Negative cosine similarity.  p, z: [B, D] -> scalar.  The stop-gradient is the caller's."""
-    return -F.cosine_similarity(p, z, dim=1).mean()
+    return -nn.functional.cosine_similarity(p, z, dim=1).mean()
 
 
 # ----------------------------------------------------------------------------------------- network

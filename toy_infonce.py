@@ -200,7 +200,8 @@ def draw(strong, spectra, trajectory, overlap, random):
 def main(argv=None):
     args = common.parse_toy(__file__, __doc__, {}, argv)
     device = common.setup(args)
-    torch.set_default_device(device)
+    if device.type != "cpu":
+        torch.set_default_device(device)
     generator = torch.Generator(device).manual_seed(args.seed)
     strong = strong_augmentation(generator)
     runs = implicit_regularization(generator)

@@ -307,7 +307,8 @@ def main(argv=None):
     else:
         args.label, command = "", side_by_side
     device = common.setup(args)
-    torch.set_default_device(device)
+    if device.type != "cpu":
+        torch.set_default_device(device)
     generator = torch.Generator(device).manual_seed(args.seed)
     table, figure = command(args, generator)
     rows = [{"what": what, "measured": measured, "theory": theory}

@@ -15,13 +15,6 @@ import toy_patch as patch
 README = (Path(dynamics.__file__).parent / "README.md").read_text()
 
 
-@pytest.fixture(autouse=True)
-def no_default_device(monkeypatch):
-    """main makes its device the default one.  For cpu, which is that already, this changes nothing
-    but the time: a third of that of toy_dynamics.  And it would outlive main."""
-    monkeypatch.setattr(torch, "set_default_device", lambda device: None)
-
-
 def randn(*shape, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.double)
