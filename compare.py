@@ -281,8 +281,7 @@ def plan(script, rows, seeds, folder):
             if (job.folder / "args.json").exists():
                 saved = common.read_run(job.folder)["args"]
                 for name, value in vars(args).items():
-                    same = name in ("out", "resume", "device") or saved.get(name) == value
-                    if not same:
+                    if name not in ("out", "resume", "device") and saved.get(name) != value:
                         common.fail(f"{job.folder} was made with --{name.replace('_', '-')} "
                                     f"{saved.get(name)}, not {value}: name another --out")
             jobs.append(job)
@@ -566,26 +565,29 @@ def main(argv=None):
         common.fail(f"--jobs must be a number of runs, one or more, not {own['--jobs']}")
     jobs, table, folder = choose(what, flags, own)
     failed = train_all(jobs, int(own["--jobs"]))
+    missing = "".join(f"failed: {job.label}, seed {job.seed}: {why}\n" for job, why in failed)
     jobs = [job for job in jobs if (job.folder / "result.json").exists()]
     if jobs:
-        report(jobs, table or Table("", "", []), folder, own)
-    for job, why in failed:
-        print(f"failed: {job.label}, seed {job.seed}: {why}")
+        report(jobs, table or Table("", "", []), folder, own, missing)
+    else:
+        print(missing)
     raise SystemExit(1 if failed else 0)
 
 
-def report(jobs, table, folder, own):
+def report(jobs, table, folder, own, missing):
     """table.csv, table.md, curves.png; of a selection of rows under another name"""
     records = read_results(jobs, seconds=own["--jobs"] == "1")
     columns, name = table.columns.split(), own["--csv"] or table.csv
-    text = markdown(records, columns + ["seconds"] * (own["--jobs"] == "1"), table)
+    if own["--jobs"] == "1":
+        columns.append("seconds")
+    text = f"{markdown(records, columns, table)}\n{missing}"
     figure = draw(jobs, (own["--curves"] or table.curves).replace(",", " ").split(), name)
     only = "-only" if own["--only"] else ""
     folder.mkdir(parents=True, exist_ok=True)
     save_records(records, folder / f"table{only}.csv")
     (folder / f"table{only}.md").write_text(text, encoding="utf-8")
     common.save_figure(figure, folder / f"curves{only}.png")
-    print(f"{text}\n{folder}: table{only}.md, table{only}.csv, curves{only}.png")
+    print(f"{text}{folder}: table{only}.md, table{only}.csv, curves{only}.png")
     if own["--save"]:
         save(records, figure, Path(own["--save"]), folder.name)
 

@@ -243,7 +243,7 @@ def test_what_a_run_leaves_and_linear_eval_reads_it(flags, dim, in_tmp, fake_cif
         assert 0 <= result["linear_rest"] <= 100
     if "mlp" in flags:                                 # what is in the file is the trained net's
         data = common.load_data("patches", size=16, limit=200)
-        x = data.test_x[:256].float() / 255 - data.mean.view(3, 1, 1)
+        x = data.test_x[:64].float() / 255 - data.mean.view(3, 1, 1)
         with torch.no_grad():
             r = model.encoder.backbone.eval()(x / data.std.view(3, 1, 1)).double().numpy()
         s = np.linalg.svd(np.cov((r / np.linalg.norm(r, axis=1, keepdims=True)).T))[1]
