@@ -482,15 +482,16 @@ def fill(text, results):
 
 
 def draw(jobs, columns, name):
-    """Mean over seeds and a band of one standard deviation; six rows of the table a row of panels.
+    """Mean over seeds and a band of one standard deviation; up to six rows a row of panels.
 
     name: the csv of a run that has the columns; against epoch, step or index, whichever it has"""
     from matplotlib.figure import Figure
     labels = list(dict.fromkeys(job.label for job in jobs))
-    groups = [labels[i:i + 6] for i in range(0, len(labels), 6)]
+    n = math.ceil(len(labels) / math.ceil(len(labels) / 6))
+    groups = [labels[i:i + n] for i in range(0, len(labels), n)]
     size = 3.4 * len(columns) + 2.5, 0.5 + 2.9 * len(groups)
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(len(groups), len(columns), squeeze=False)
+    axes = figure.subplots(len(groups), len(columns), squeeze=False, sharey="col")
     cool = ("#08519c", "#1a9850", "#41b6c4", "#6a51a3", "#525252", "#08306b")
     warm = ("#b10026", "#fd8d3c", "#e7298a", "#8c510a", "#fec44f", "#67001f")
     for group, panels in zip(groups, axes):
