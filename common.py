@@ -685,6 +685,7 @@ class Run:
                  f"images or more each")
         if args.dry_run:
             self.steps = min(self.steps, 2)
+        self.drawn = time.perf_counter()
         signal.signal(signal.SIGINT, self.interrupted)
         self.folder = Path(args.resume)
         if args.resume:
@@ -797,10 +798,10 @@ class Run:
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
                  "epoch": self.epoch, "seconds": self.seconds}
         backbone = self.model.encoder.backbone.state_dict()
-        write(self.folder / "last.pt", lambda part: torch.save(state, part))
-        self.saved = self.epoch
         write(self.folder / "backbone.pt", lambda part: torch.save(backbone, part))
-        if self.epoch % max(1, self.args.epochs // 10) == 0:
+        write(self.folder / "last.pt", lambda part: torch.save(state, part))       # last: it counts
+        self.saved = self.epoch
+        if time.perf_counter() - self.drawn > 30:          # it takes half a second
             self.draw()
 
     def add_row(self, loss, views, columns):
@@ -873,6 +874,7 @@ class Run:
         right.set(title="kNN accuracy of the backbone (%)", xlabel="epoch", ylim=(0, 100))
         right.legend(fontsize=8, loc="lower right")
         save_figure(figure, self.folder / "curves.png")
+        self.drawn = time.perf_counter()
 
 
 # --------------------------------------------------------------------------------- the toy scripts

@@ -226,7 +226,8 @@ DIGITS = {0: "seconds alive_r alive_z dims_z",
              "test_rank_z", 4: "covariance E_mean E_mean_1"}                           # else 2
 
 MEANS = {"std": "std (0: complete collapse)", "m_o": "m_o (1: complete collapse)",
-         "m_o_P": "m_o of P", "effective_rank": "effective rank", "knn": "kNN accuracy (%)",
+         "m_o_P": "m_o of P", "b": "length of b", "b_theory": "length predicted",
+         "effective_rank": "effective rank", "knn": "kNN accuracy (%)",
          "r": "eigenvalues of r, largest = 1", "z": "eigenvalues of z, largest = 1"}
 
 

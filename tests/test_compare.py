@@ -16,7 +16,7 @@ import common
 import compare
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = "--limit 96 --batch-size 32 --epochs 3 --proj-dim 16 --pred-hidden 8".split()
+TINY = "--limit 96 --batch-size 32 --epochs 3 --eval-every 9 --proj-dim 16 --pred-hidden 8".split()
 PRODUCT = ["simsiam.py", "--lr", "0.1,0.4", *TINY]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -78,9 +78,9 @@ def test_flags_tuned_for_patches_stay_there(tmp_path):
 
 # ------------------------------------------------------------------------------------------- go on
 
-def wait_for_an_epoch(folder):
-    """Until a run that is not finished has saved an epoch."""
-    for _ in range(600):
+def wait_for_an_epoch(folder, process):
+    """Until a run that is not finished has saved an epoch, or there is nothing left to do."""
+    while process.poll() is None:
         time.sleep(0.1)
         saved = [file.parent for file in folder.rglob("last.pt")]
         if any(not (run / "result.json").exists() for run in saved):
@@ -92,44 +92,41 @@ def test_it_trains_the_product_and_leaves_table_and_picture(uninterrupted):
     rows = table(folder)
     found = [(row["label"], row["seed"]) for row in rows]
     assert found == [("lr 0.1", "0"), ("lr 0.4", "0")]
-    run = folder / "runs/simsiam-lr-limit-batch-size-epochs-proj-dim-pred-hidden"
+    run = folder / "runs/simsiam-lr-limit-batch-size-epochs-eval-every-proj-dim-pred-hidden"
     result = json.loads((run / "lr_0.4/simsiam-patches-s0/result.json").read_text())
     assert float(rows[1]["knn"]) == pytest.approx(result["knn"], rel=1e-5)
     assert (run / "curves.png").stat().st_size > 10_000
     assert (run / "table.md").read_text() in out and "training" not in rows[0]
 
 
-def test_kill_compare_and_a_child_at_a_random_moment_and_go_on(uninterrupted, tmp_path):
-    for victim in ("compare", "child"):
-        process = start(tmp_path)
-        wait_for_an_epoch(tmp_path)
-        time.sleep(random.uniform(0, 2))
-        if victim == "child":
-            children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True,
-                                      text=True).stdout.split()
-            for child in children[:1]:
-                os.kill(int(child), signal.SIGKILL)
-            process.communicate(timeout=300)
-            assert process.returncode == (1 if children else 0)
-        else:
-            process.kill()
-            process.communicate()
-    last = start(tmp_path)
-    assert last.wait(timeout=300) == 0, last.stderr.read()
-    assert table(tmp_path) == table(uninterrupted[0])
-
-
-def test_two_at_once_give_the_same_table_and_ctrl_c_stops_them(uninterrupted, tmp_path):
+def test_ctrl_c_then_kills_at_random_moments_then_two_at_once(uninterrupted, tmp_path):
+    """Whatever happens, the same command ends with the table of an uninterrupted one."""
     process = start(tmp_path, "--jobs", "2")
-    wait_for_an_epoch(tmp_path)
+    wait_for_an_epoch(tmp_path, process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err
     assert out.strip() == "stopped; the same command goes on from here"
-    mine = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True).stdout
-    assert not mine                                        # no child is left
-    process = start(tmp_path, "--jobs", "2")
-    assert process.wait(timeout=300) == 0, process.stderr.read()
+    running = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True)
+    assert not running.stdout                              # no child is left
+
+    process = start(tmp_path)
+    wait_for_an_epoch(tmp_path, process)
+    time.sleep(random.uniform(0, 2))
+    process.kill()
+    process.communicate()
+
+    process = start(tmp_path)
+    wait_for_an_epoch(tmp_path, process)
+    time.sleep(random.uniform(0, 2))
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
+    for child in children.stdout.split():
+        os.kill(int(child), signal.SIGKILL)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == (1 if children.stdout else 0), err
+
+    last = start(tmp_path, "--jobs", "2")
+    assert last.wait(timeout=300) == 0, last.stderr.read()
     assert table(tmp_path) == table(uninterrupted[0])
 
 
