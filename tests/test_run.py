@@ -23,7 +23,10 @@ ROOT = Path(__file__).resolve().parent.parent
 SHORT = "--limit 96 --batch-size 32 --epochs 4 --proj-dim 32 --pred-hidden 16".split()
 COLUMNS = "epoch seconds images_per_second lr loss std m_o m_r effective_rank covariance knn"
 FILES = ["args.json", "backbone.pt", "curves.png", "last.pt", "metrics.csv", "result.json"]
+FOLDER = Path("runs/simsiam-patches-s0")
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+pytestmark = pytest.mark.usefixtures("no_curves")          # but in `uninterrupted` and with Ctrl-C
 
 
 def rows(folder):
@@ -36,18 +39,27 @@ def untimed(folder):
     return [{k: v for k, v in row.items() if k not in timed} for row in rows(folder)]
 
 
+def tensors(model, optimizer):
+    """Of two state dicts, {name: tensor}."""
+    momentum = {f"momentum {k}": state["momentum_buffer"]
+                for k, state in optimizer["state"].items()}
+    return {**model, **momentum}
+
+
 def weights(folder):
     saved = torch.load(Path(folder) / "last.pt", weights_only=True)
     backbone = torch.load(Path(folder) / "backbone.pt", weights_only=True)
-    momentum = {f"momentum {k}": state["momentum_buffer"]
-                for k, state in saved["optimizer"]["state"].items()}
-    return {**saved["model"], **momentum, **{f"b {k}": v for k, v in backbone.items()}}
+    backbone = {f"b {k}": v for k, v in backbone.items()}
+    return {**tensors(saved["model"], saved["optimizer"]), **backbone}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def assert_same_run(a, b):
     assert untimed(a) == untimed(b)
-    wa, wb = weights(a), weights(b)
-    assert wa.keys() == wb.keys() and all(torch.equal(wa[k], wb[k]) for k in wa)
+    assert same(weights(a), weights(b))
 
 
 def start(folder, *flags):
@@ -85,13 +97,14 @@ def test_a_run_leaves_what_the_readme_says(uninterrupted):
         float(table[-1]["m_o"]), float(table[-1]["effective_rank"]))
 
 
-def test_nothing_is_overwritten_and_a_seed_repeats_itself(uninterrupted, run_script, tmp_path):
-    """As a user starts it, in another process."""
-    before = (uninterrupted / "metrics.csv").read_bytes()
-    again = run_script("simsiam.py", *SHORT, "--out", uninterrupted.parent)
-    assert again.returncode == 0 and (uninterrupted / "metrics.csv").read_bytes() == before
-    assert_same_run(uninterrupted.parent / "simsiam-patches-s0-2", uninterrupted)
-    shutil.rmtree(uninterrupted.parent / "simsiam-patches-s0-2")
+def test_nothing_is_overwritten_and_a_seed_repeats_itself(uninterrupted, capsys):
+    before = {file: file.read_bytes() for file in uninterrupted.iterdir()}
+    simsiam.main([*SHORT, "--out", str(uninterrupted.parent)])
+    assert before == {file: file.read_bytes() for file in uninterrupted.iterdir()}
+    second = uninterrupted.with_name("simsiam-patches-s0-2")
+    assert_same_run(second, uninterrupted)
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line.startswith(f"{second}: 96 training images, ") and line.endswith(", 1 process")
 
 
 def test_another_seed_and_knn_now_and_then(uninterrupted, in_tmp):
@@ -103,22 +116,31 @@ def test_another_seed_and_knn_now_and_then(uninterrupted, in_tmp):
 
 # ------------------------------------------------------------------------- row 0, csv and the clock
 
-def test_measuring_the_untrained_net_changes_nothing(uninterrupted, in_tmp, monkeypatch):
-    """Without row 0 the run ends with the same weights, buffers and momenta, to the bit."""
-    at_start = {}
+def test_measuring_the_untrained_net_changes_nothing(in_tmp, monkeypatch):
+    """With row 0 and without it, the same at every step and at the end, to the bit."""
+    seen, real = [], common.Run.batches
+
+    def watch(self):
+        for x in real(self):
+            state = tensors(self.model.state_dict(), self.optimizer.state_dict())
+            seen.append(copy.deepcopy(state) | {"x": x, "random": torch.get_rng_state()})
+            yield x
 
     def nothing(self):
-        at_start.update(copy.deepcopy(self.model.state_dict()))
-        self.history.append(dict.fromkeys(COLUMNS.split(), 0.0) | {"epoch": 0})
+        self.history.append(dict.fromkeys(COLUMNS.split(), 0.0))
 
+    monkeypatch.setattr(common.Run, "batches", watch)
+    simsiam.main([*SHORT, "--epochs", "1", "--out", "with"])
     monkeypatch.setattr(common.Run, "measure_untrained", nothing)
-    simsiam.main(SHORT)
-    a, b = weights("runs/simsiam-patches-s0"), weights(uninterrupted)
-    assert all(torch.equal(a[k], b[k]) for k in a)
-    assert any(k.endswith("num_batches_tracked") for k in a)
+    simsiam.main([*SHORT, "--epochs", "1", "--out", "without"])
+    with_it, without = seen[1:4], seen[4:]                 # [0] measured the untrained net
+    assert len(without) == 3 and all(map(same, with_it, without))
+    ends = weights("with/simsiam-patches-s0"), weights("without/simsiam-patches-s0")
+    assert same(*ends) and any(name.endswith("num_batches_tracked") for name in ends[0])
     torch.manual_seed(0)
     fresh = simsiam.build(simsiam.parse(SHORT)).state_dict()
-    assert all(torch.equal(fresh[k], at_start[k]) for k in fresh)
+    assert fresh.keys() == without[0].keys() - {"x", "random"}
+    assert all(torch.equal(fresh[k], without[0][k]) for k in fresh)
 
 
 def test_row_0_is_of_a_freshly_built_net(uninterrupted):
@@ -129,18 +151,22 @@ def test_row_0_is_of_a_freshly_built_net(uninterrupted):
     assert float(rows(uninterrupted)[0]["knn"]) == pytest.approx(knn)
 
 
-def test_rows_beyond_the_checkpoint_are_forgotten(uninterrupted, in_tmp):
-    """A kill between the csv and last.pt leaves a row too much, or a part of one."""
-    folder = Path("runs/cut")
-    shutil.copytree(uninterrupted, folder)
-    simsiam.main(["--resume", str(folder), "--epochs", "5"])
-    five = untimed(folder)
-    shutil.rmtree(folder)
-    shutil.copytree(uninterrupted, folder)
-    with open(folder / "metrics.csv", "a") as f:
-        f.write("5,1,1,1,1,1,1,1,1,1,1\n6,1,1")
-    simsiam.main(["--resume", str(folder), "--epochs", "5"])
-    assert untimed(folder) == five and len(five) == 6
+def test_rows_beyond_the_checkpoint_are_forgotten(uninterrupted, in_tmp, monkeypatch):
+    """A kill between metrics.csv and last.pt leaves a row too much, or a part of one."""
+    real = common.Run.end_epoch
+
+    def stop_after_2(self):
+        real(self)
+        if self.epoch == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(common.Run, "end_epoch", stop_after_2)
+        simsiam.main(SHORT)
+    with open(FOLDER / "metrics.csv", "a") as f:
+        f.write("3,1,1,1,1,1,1,1,1,1,1\n4,1,1")
+    simsiam.main(["--resume", str(FOLDER)])
+    assert_same_run(FOLDER, uninterrupted)
 
 
 def test_csv_files_are_appended_to(tmp_path):
@@ -159,8 +185,8 @@ def test_seconds_are_of_training_alone(in_tmp, monkeypatch):
         time.sleep(1)
         return 10.0
     monkeypatch.setattr(common, "knn_accuracy", slow)
-    simsiam.main([*SHORT[:4], "--dry-run"])
-    assert 0 < float(rows("runs/simsiam-patches-s0")[-1]["seconds"]) < 0.9
+    simsiam.main(["--dry-run"])
+    assert 0 < float(rows(FOLDER)[-1]["seconds"]) < 0.9
 
 
 # ------------------------------------------------------------------------------------ kill, Ctrl-C
@@ -174,7 +200,7 @@ def test_kill_at_a_random_moment_and_resume(uninterrupted, tmp_path):
     process.kill()
     process.communicate()
     print(f"killed {pause:.2f} s after epoch {wanted}")
-    folder = tmp_path / "runs" / "simsiam-patches-s0"
+    folder = tmp_path / FOLDER
     simsiam.main(["--resume", str(folder)])
     assert_same_run(folder, uninterrupted)
     finished = rows(folder)
@@ -199,16 +225,38 @@ simsiam.main({flags!r})
 """
 
 
-@pytest.mark.parametrize("when", [pytest.param(random.randint(1, 6), id="random"), 7, 8])
-def test_kill_during_a_write_and_resume(when, uninterrupted, tmp_path):
-    """There are 8 writes, 2 an epoch."""
+def test_kill_during_a_random_write_and_resume(uninterrupted, tmp_path):
+    when = random.randint(1, 8)                            # 8 writes, 2 an epoch
     code = KILL_IN_WRITE.format(root=str(ROOT), when=when, flags=SHORT)
     died = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True)
     assert died.returncode == -signal.SIGKILL, died.stderr
-    folder = tmp_path / "runs" / "simsiam-patches-s0"
+    folder = tmp_path / FOLDER
     assert any(f.suffix == ".part" for f in folder.iterdir()), when
     simsiam.main(["--resume", str(folder)])
     assert_same_run(folder, uninterrupted)
+
+
+def test_death_in_every_write_one_after_the_other(uninterrupted, in_tmp, monkeypatch):
+    """Resumed and stopped again, in each of the 8 writes: backbone.pt and last.pt of 4 epochs."""
+    class Death(BaseException):
+        pass
+
+    real, flags = torch.save, SHORT
+    for name, epoch in ((n, e) for e in (1, 2, 3, 4) for n in ("backbone.pt", "last.pt")):
+        def save(content, file):
+            real(content, file)
+            saved = FOLDER / "last.pt"
+            done = torch.load(saved, weights_only=True)["epoch"] if saved.exists() else 0
+            if file.name == f"{name}.part" and done == epoch - 1:
+                os.truncate(file, file.stat().st_size // 2)
+                raise Death
+        monkeypatch.setattr(torch, "save", save)
+        with pytest.raises(Death):
+            simsiam.main(flags)
+        flags = ["--resume", str(FOLDER)]
+    monkeypatch.setattr(torch, "save", real)
+    simsiam.main(flags)
+    assert_same_run(FOLDER, uninterrupted)
 
 
 def test_ctrl_c_keeps_the_epochs_and_says_how_to_go_on(uninterrupted, tmp_path):
@@ -259,7 +307,7 @@ Z = torch.nn.functional.normalize(torch.cat(both(seen[-1][1])), dim=1)
 found = {{"equal": torch.equal(a, b), "mine": len(images), "loss": losses,
          "drawn": len(torch.cat(both(images)).flatten(1).unique(dim=0)),
          "views": len(torch.cat(both(views)).flatten(1).unique(dim=0)),
-         "m_o": Z.mean(0).norm().item()}}
+         "m_o": Z.mean(0).norm().item(), "std": 8 * Z.std(0).mean().item()}}    # sqrt(64)
 if dist.get_rank() == 0:
     print("RANKS", json.dumps(found))
 destroy()
@@ -279,15 +327,15 @@ def test_two_ranks_share_the_batch_and_the_columns_are_of_both(tmp_path):
     assert found["drawn"] == 96 and found["views"] == 96   # every image once, all views different
     folder, = (tmp_path / "runs").iterdir()                # rank 0 alone writes
     last = rows(folder)[-1]
-    assert len(rows(folder)) == 3 and out.stdout.count("training images") == 1
-    assert float(last["loss"]) == pytest.approx(found["loss"], rel=1e-5)
-    assert float(last["m_o"]) == pytest.approx(found["m_o"], rel=1e-4)
+    assert len(rows(folder)) == 3 and out.stdout.count(", cpu, 2 processes\n") == 1
+    for name in ("loss", "m_o", "std"):
+        assert float(last[name]) == pytest.approx(found[name], rel=1e-4), name
 
 
 # ------------------------------------------------------------------------------------------- flags
 
 @pytest.mark.parametrize("flags", [
-    "--data cifar10 --data-dir data --limit 64 --seed 7",
+    "--data cifar10 --data-dir data --arch small --limit 64 --batch-size 8 --seed 7",
     "--data pics --size 24 --arch resnet18 --lr 0.1 --weight-decay 0 --device cpu",
     "--proj-layers 3 --proj-dim 48 --pred-hidden 8 --final-bn affine --eval-every 3 --out deep/er"])
 def test_every_flag_works(flags, in_tmp, fake_cifar, image_folder):
@@ -298,6 +346,20 @@ def test_every_flag_works(flags, in_tmp, fake_cifar, image_folder):
     words = iter(flags.split())
     for name, value in zip(words, words):
         assert str(saved[name[2:].replace("-", "_")]) in (value, f"{value}.0")
+
+
+def test_compile(uninterrupted, in_tmp, monkeypatch):
+    """A compiled run trains the same net and saves it under the same names."""
+    compiled, real = [], torch.compile
+
+    def compile_without_compiler(net):
+        compiled.append(net)
+        return real(net, backend="eager")
+    monkeypatch.setattr(torch, "compile", compile_without_compiler)
+    simsiam.main([*SHORT, "--compile"])
+    assert len(compiled) == 1
+    a, b = weights(FOLDER), weights(uninterrupted)
+    assert a.keys() == b.keys() and all(torch.allclose(a[k], b[k], atol=1e-5) for k in a)
 
 
 def test_help_lists_every_flag(capsys):
@@ -391,7 +453,7 @@ def test_unwritable_out(capsys, in_tmp):
 
 def test_bad_checkpoints(capsys, in_tmp):
     simsiam.main(["--dry-run"])
-    run = Path("runs/simsiam-patches-s0")
+    run = FOLDER
     whole = (run / "last.pt").read_bytes()
     (run / "last.pt").write_bytes(whole[: len(whole) // 2])
     refused(capsys, f"--resume {run}", "last.pt", "truncated")
@@ -414,7 +476,7 @@ class Touch:
 
 def test_a_checkpoint_cannot_run_code(capsys, in_tmp):
     simsiam.main(["--dry-run"])
-    run = Path("runs/simsiam-patches-s0")
+    run = FOLDER
     torch.save({"model": Touch()}, run / "last.pt")
     refused(capsys, f"--resume {run}", "last.pt")
     assert not Path("broken-into").exists()
@@ -434,7 +496,7 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(capsys, in_tmp, monkeypatc
     err = capsys.readouterr().err
     assert stop.value.code == 2 and "nan" in err and "epoch 2" in err and "--lr" in err
     assert err.count("\n") == 1
-    run = Path("runs/simsiam-patches-s0")
+    run = FOLDER
     assert len(rows(run)) == 2 and all(v.isfinite().all() for v in weights(run).values())
 
 
