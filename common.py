@@ -79,6 +79,8 @@ def parse_args(file, doc, recipes, argv=None, choices={}, flags={}, presets={}):
                  for name, value in recipes["patches"].items()}
     given = vars(Parser(file, doc, FLAGS | flags | by_recipe, choices).parse_args(argv))
     saved = read_run(given["resume"])["args"] if given.get("resume") else {}
+    if saved and saved["script"] != Path(file).stem:
+        fail(f"{given['resume']} was made by {saved['script']}.py: go on with that")
     args = {name: value for name, (value, _) in (FLAGS | flags).items()} | saved | given
     data = args["data"] if args["data"] in recipes else "other"
     preset = presets.get(data, {}).get(args.get("variant"), {})
@@ -566,8 +568,10 @@ def cosine_lr(lr, epoch, epochs, warmup_epochs=0):
 def read_run(folder):
     """What args.json in a run folder says."""
     try:
-        return json.loads((Path(folder) / "args.json").read_text())
-    except (OSError, ValueError) as e:
+        info = json.loads((Path(folder) / "args.json").read_text())
+        info["args"]["script"]
+        return info
+    except (OSError, ValueError, KeyError, TypeError) as e:
         fail(f"{folder} is not a run folder (no readable args.json: {e}); runs are in runs/ unless "
              f"--out said otherwise")
 
@@ -618,7 +622,12 @@ def append_csv(file, rows):
 
 def forget_after(file, epoch):
     """Drop rows that a killed run wrote after its last checkpoint; the first column is epoch."""
-    header, *rows = file.read_text().splitlines(keepends=True)
+    header, *rows = file.read_text().splitlines(keepends=True) or [""]
+    if not header.startswith("epoch,"[:len(header)]):      # no table of the run
+        return
+    if not header.endswith("\n"):                          # killed while it was made
+        file.unlink()
+        return
     rows = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= epoch]
     write(file, lambda part: part.write_text(header + "".join(rows)))
 
@@ -715,7 +724,11 @@ class Run:
             for table in self.folder.glob("*.csv"):
                 forget_after(table, self.epoch or -1)
             if self.epoch:
-                self.history = read_csv(self.folder / "metrics.csv")
+                table = self.folder / "metrics.csv"
+                self.history = read_csv(table) if table.exists() else []
+                if [row["epoch"] for row in self.history] != list(range(self.epoch + 1)):
+                    fail(f"{table} lacks rows of the {self.epoch} epochs in last.pt: put it back, "
+                         f"or start a new run")
 
     def interrupted(self, *_):
         if self.is_first:

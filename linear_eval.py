@@ -36,6 +36,8 @@ def main(argv=None):
     saved = common.read_run(args.run)["args"]
     if not Path(__file__).with_name(f"{saved['script']}.py").exists():
         common.fail(f"{args.run} was made by {saved['script']}.py, which is not beside this file")
+    if "data" not in saved:
+        common.fail(f"{args.run} was made by {saved['script']}.py, which saves no net")
     saved = argparse.Namespace(**saved | {"device": args.device})
     device = common.setup(saved)                           # the run's seed: the net it started from
     data = common.load_data(saved.data, saved.data_dir, saved.size, device, saved.limit)

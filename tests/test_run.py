@@ -465,8 +465,38 @@ def test_bad_checkpoints(capsys, in_tmp):
     refused(capsys, f"--resume {run} --proj-dim 24", "last.pt", "does not fit")
     refused(capsys, ["runs"], "not a run folder", script=linear_eval)
     refused(capsys, [str(run), "--epochs", "0"], "--epochs", script=linear_eval)
-    (run / "args.json").write_text("{")
-    refused(capsys, f"--resume {run}", "not a run folder")
+    table = (run / "metrics.csv").read_text()
+    (run / "metrics.csv").write_text(table.splitlines(keepends=True)[0])
+    refused(capsys, f"--resume {run}", "metrics.csv", "start a new run")
+    (run / "metrics.csv").unlink()
+    refused(capsys, f"--resume {run}", "metrics.csv", "start a new run")
+    for text in ("{", "{}", "[]"):
+        (run / "args.json").write_text(text)
+        refused(capsys, f"--resume {run}", "not a run folder")
+        refused(capsys, [str(run)], "not a run folder", script=linear_eval)
+
+
+def test_a_run_of_another_script_is_left_alone(capsys, in_tmp):
+    run = Path("runs/toy_patch-s0")
+    run.mkdir(parents=True)
+    args = {"script": "toy_patch", "seed": 0, "device": "cpu", "out": "runs"}
+    (run / "args.json").write_text(json.dumps({"args": args}))
+    (run / "toy_patch.csv").write_text("1,2\n3,4\n")
+    refused(capsys, f"--resume {run} --dry-run", "made by toy_patch.py")
+    refused(capsys, [str(run)], "toy_patch.py", script=linear_eval)
+    assert sorted(f.name for f in run.iterdir()) == ["args.json", "toy_patch.csv"]
+    assert (run / "toy_patch.csv").read_text() == "1,2\n3,4\n"
+
+
+@pytest.mark.parametrize("text", ["", "epo", "epoch,sec"])
+def test_kill_while_the_csv_is_made(text, in_tmp):
+    simsiam.main(["--dry-run"])
+    (FOLDER / "last.pt").unlink()
+    (FOLDER / "metrics.csv").write_text(text)
+    (FOLDER / "mine.csv").write_text("student,mark\nAnn,3")
+    simsiam.main(["--resume", str(FOLDER)])
+    assert [row["epoch"] for row in rows(FOLDER)] == ["0", "1"]
+    assert (FOLDER / "mine.csv").read_text() == "student,mark\nAnn,3"
 
 
 class Touch:
