@@ -10,7 +10,7 @@ tau: W_a = tau W.
 
     python toy_dynamics.py      every number beside what the theorem says; toy_dynamics.png and .csv
 
-It takes 21 s on two CPU cores (torch 2.15).  Where the papers err: the sign of c_j in
+It takes 15 s on two CPU cores (torch 2.14).  Where the papers err: the sign of c_j in
 s_j = p_j^2 / alpha_p + e^(-2 eta t) c_j is such that c_j = s_j(0) - p_j(0)^2 / alpha_p (the slides
 have the term, without the value of c_j), and "the larger alpha, the larger the signal-noise ratio"
 needs a nuisance that has died (last panel).

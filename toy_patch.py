@@ -12,7 +12,7 @@ neuron 1 (substitution) and is free to learn v2 (acceleration); then E_21 falls 
     python toy_patch.py --random-init 48     how often does it work from random weights?
     python toy_patch.py --scan               over the head's rate and the noise
 
-The first takes 16 s on two CPU cores (torch 2.15): cos(w2, v2) = 0.97 with E trained,
+The first takes 15 s on two CPU cores (torch 2.14): cos(w2, v2) = 0.97 with E trained,
 cos(w2, v1) = 0.88 with E frozen.  Only the poster was at hand, without its formulas: how patches
 and views are drawn, and the rates, are a reconstruction.
 """

@@ -1,8 +1,6 @@
 import functools
 import hashlib
-import os
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 
@@ -28,16 +26,6 @@ def no_curves(monkeypatch):
     """A run draws no curves.png, which takes a second; test_run.py looks at that."""
     import common
     monkeypatch.setattr(common.Run, "draw", lambda self: None)
-
-
-@pytest.fixture
-def run_script(tmp_path):
-    """run_script("simsiam.py", "--dry-run") -> finished process, started in an empty folder."""
-    def run(*command, **options):
-        command = [sys.executable, str(ROOT / command[0]), *map(str, command[1:])]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300,
-                              **options)
-    return run
 
 
 @pytest.fixture

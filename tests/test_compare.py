@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import common
 import compare
 
 ROOT = Path(__file__).resolve().parent.parent
