@@ -333,29 +333,23 @@ def augment(x, mean, std, min_scale=0.2, brightness=0.4, contrast=0.4, saturatio
     RandomResizedCrop (bicubic; area min_scale..1, aspect 3/4..4/3), flip, ColorJitter, grayscale,
     solarize, normalise.  The order of the four colour operations is drawn once a batch.
     x: uint8 [B, 3, S, S]; mean, std: [3] -> float [B, 3, S, S], channels_last."""
-    def uniform(low, high):
-        return torch.empty(len(x), 1, 1, 1, device=x.device).uniform_(low, high)
-
-    def happens(p):
-        return uniform(0, 1) < p
-
     start, length = random_boxes(len(x), x.shape[-1], min_scale, x.device)
-    x = resized_crop(x, start, length, mirror=happens(0.5).flatten())
-    jitter = happens(jitter_p)                            # an image left alone gets the factor 1
+    mirror, gray, solarize, jitter, *u = torch.rand(8, len(x), 1, 1, 1, device=x.device)
+    x = resized_crop(x, start, length, mirror.flatten() < 0.5)
+    change = (jitter < jitter_p) * (2 * torch.stack(u) - 1)       # -1..1; 0: an image left alone
     for i in torch.randperm(4).tolist():
         if i == 0:
-            x = adjust_brightness(x, 1 + jitter * uniform(-brightness, brightness))
+            x = adjust_brightness(x, 1 + brightness * change[0])
         elif i == 1:
-            x = adjust_contrast(x, 1 + jitter * uniform(-contrast, contrast))
+            x = adjust_contrast(x, 1 + contrast * change[1])
         elif i == 2:
-            x = adjust_saturation(x, 1 + jitter * uniform(-saturation, saturation))
+            x = adjust_saturation(x, 1 + saturation * change[2])
         else:
-            x = adjust_hue(x, jitter * uniform(-hue, hue))
-    x = adjust_saturation(x, 1.0 - happens(gray_p).float())                 # none of it is gray
+            x = adjust_hue(x, hue * change[3])
+    x = adjust_saturation(x, (gray >= gray_p).float())            # a factor of 0: none of it
     if solarize_p:
-        x = torch.where(happens(solarize_p) & (x >= 0.5), 1 - x, x)
-    x = x.sub_(mean.view(3, 1, 1)).div_(std.view(3, 1, 1))
-    return x.contiguous(memory_format=torch.channels_last)
+        x = torch.where((solarize < solarize_p) & (x >= 0.5), 1 - x, x)
+    return normalise(x, mean, std)
 
 
 def random_boxes(n, size, min_scale, device):
@@ -433,6 +427,19 @@ def adjust_hue(x, shift):
     return share.mul_(chroma[:, None]).add_(low[:, None])
 
 
+def normalise(x, mean, std):
+    """In place but for the memory format.  x: float [B, 3, S, S]; mean, std: [3]"""
+    x = x.sub_(mean.view(3, 1, 1)).div_(std.view(3, 1, 1))
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def compile_augment():
+    """The parts of augment, each by itself; as one it would be compiled for each of 24 orders."""
+    for part in (resized_crop, adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue,
+                 normalise):
+        globals()[part.__name__] = torch.compile(part)
+
+
 # ----------------------------------------------------------------------------- backbone, evaluation
 
 ARCHS = {"small": 96, "resnet18": 512}                     # width of the representation
@@ -497,9 +504,8 @@ def extract_features(net, x, mean, std, batch_size=500):
     training, out = net.training, []
     net.eval()
     for part in x.split(batch_size):
-        part = part.float().div_(255).sub_(mean.view(3, 1, 1)).div_(std.view(3, 1, 1))
         with autocast(x.device):
-            out.append(net(part.contiguous(memory_format=torch.channels_last)).float())
+            out.append(net(normalise(part.float().div_(255), mean, std)).float())
     net.train(training)
     return torch.cat(out)
 
@@ -744,7 +750,10 @@ class Run:
             if self.device.type == "cuda":
                 nn.SyncBatchNorm.convert_sync_batchnorm(net)  # in place: BN sees all ranks' batch
             net = nn.parallel.DistributedDataParallel(net)
-        return torch.compile(net) if self.args.compile else net
+        if self.args.compile:
+            compile_augment()
+            net = torch.compile(net)
+        return net
 
     def epochs(self):
         """The epochs still to do, 1, 2, ..."""
