@@ -16,6 +16,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -118,7 +119,8 @@ def setup(args):
     if name == "cuda":
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     if "RANK" in os.environ and not dist.is_initialized():                  # started by torchrun
-        dist.init_process_group("nccl" if name.startswith("cuda") else "gloo")
+        backend = "nccl" if name.startswith("cuda") else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(hours=2))    # rank 0 may download first
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -132,8 +134,13 @@ def setup(args):
 
 
 def autocast(device):
-    """bfloat16 where it pays, on CUDA; elsewhere nothing."""
-    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+    """bfloat16 on a CUDA card that computes in it (Ampere or newer); elsewhere float32.
+
+    Matrix products and convolutions alone are in bfloat16: cosine similarities, squared errors and
+    norms are float32 by CUDA autocast's own list.  A loss that multiplies matrices leaves it."""
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.autocast("cuda", torch.bfloat16)
+    return nullcontext()
 
 
 def rank():
@@ -435,8 +442,7 @@ def normalise(x, mean, std):
 
 def compile_augment():
     """The parts of augment, each by itself; as one it would be compiled for each of 24 orders."""
-    for part in (resized_crop, adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue,
-                 normalise):
+    for part in (resized_crop, adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue):
         globals()[part.__name__] = torch.compile(part)
 
 
@@ -771,8 +777,9 @@ class Run:
         """Row 0, on a copy of the encoder: nothing that trains notices."""
         encoder, data = copy.deepcopy(self.model.encoder).train(), self.data
         x = next(self.batches())
+        x1, x2 = augment(x, data.mean, data.std), augment(x, data.mean, data.std)
         with autocast(self.device):
-            z = [encoder(augment(x, data.mean, data.std)) for _ in range(2)]
+            z = encoder(x1), encoder(x2)
         self.add_row(math.nan, {"z": z}, {})
 
     def batches(self):
@@ -863,7 +870,7 @@ class Run:
         last, few = self.history[-1], self.args.dry_run
         feats = labelled_features(self.model.encoder.backbone, self.data, few)
         result = {"verdict": verdict(last["m_o"], last["effective_rank"]),
-                  "linear": linear_probe(*feats, epochs=2 if few else 100)[0],
+                  "linear": linear_probe(*feats, 2 if few else 100)[0],
                   "knn_untrained": self.history[0]["knn"], **last, **found}
         self.draw()
         write_json(self.folder / "result.json", result)

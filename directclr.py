@@ -96,7 +96,9 @@ class Direct(nn.Module):
 
     def draw(self, step):
         """Before a step of `random`: other dimensions, the same for both views and on all ranks."""
-        order = torch.randperm(self.width, generator=torch.Generator().manual_seed(step))
+        device = self.chosen.device
+        generator = torch.Generator(device).manual_seed(step)
+        order = torch.randperm(self.width, generator=generator, device=device)
         self.chosen.copy_(order[:self.d0])
 
 
