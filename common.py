@@ -47,7 +47,7 @@ FLAGS = {                                                  # of every script: de
     "eval_every": (1, "epochs between two kNN evaluations"),
     "out": ("runs", "folder that the run's own folder is made in"),
     "resume": ("", "go on with this run folder; a flag beside it wins over the saved one"),
-    "compile": (False, "torch.compile the model"),
+    "compile": (False, "torch.compile the model and the augmentation"),
     "dry_run": (False, "two steps of everything, in seconds"),
 }
 MAY_BE_ZERO = {"limit", "seed", "weight_decay", "pred_weight_decay", "warmup_epochs", "ema",
@@ -333,6 +333,7 @@ def decode(file, size):
 
 # ------------------------------------------------------------------------------------ augmentation
 
+@torch.no_grad()
 def augment(x, mean, std, min_scale=0.2, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1,
             jitter_p=0.8, gray_p=0.2, solarize_p=0.0):
     """One independent random view of each image, as torchvision would draw it, on x's device.

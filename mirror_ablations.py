@@ -334,6 +334,8 @@ def report(run):
     """What compare.py asks for beyond the last row.  -> for result.json
 
     The verdict of `symmetric`, whose loss compares P with P, is on P: h after f is its encoder."""
+    if not run.is_first:
+        return {}
     found, last = {}, run.history[-1]
     if run.args.variant == "symmetric":
         found["verdict"] = common.verdict(last["m_o_P"], last["effective_rank_P"])

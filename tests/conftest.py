@@ -1,8 +1,11 @@
 import functools
 import hashlib
+import os
 import pickle
 import sys
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")              # nets this small gain nothing from more
 
 import numpy as np
 import pytest

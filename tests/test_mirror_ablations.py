@@ -409,7 +409,8 @@ def test_every_variant_runs(variant, in_tmp):
 def test_verdict_of_symmetric_is_on_what_its_loss_compares():
     last = {"m_o": 0.1, "effective_rank": 30, "m_o_P": 0.99, "effective_rank_P": 30}
     for variant, expected in (("symmetric", {"verdict": "complete"}), ("mirror", {})):
-        run = SimpleNamespace(args=SimpleNamespace(variant=variant), history=[{}, last])
+        args = SimpleNamespace(variant=variant)
+        run = SimpleNamespace(args=args, history=[{}, last], is_first=True)
         assert M.report(run) == expected
 
 

@@ -102,3 +102,13 @@ def test_loading_the_backbone_into_torchvision(in_tmp, fake_cifar):
     exec(code, names)
     saved = torch.load("runs/simsiam-cifar10-s0/backbone.pt", weights_only=True)
     assert torch.equal(names["net"].layer4[1].conv2.weight, saved["layer4.1.conv2.weight"])
+
+
+def test_bench_gpu_in_a_small_form(capsys):
+    import bench_gpu
+    bench_gpu.main("--device cpu --arch small --batch-size 8 16 --steps 1 --rounds 1 "
+                   "--no-compile".split())
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[:2] for row in rows] == [["8", "no"], ["16", "no"]]
+    assert all(float(row[2]) > 0 and row[4] == "-" for row in rows)
+    assert 1.8 < float(rows[1][6]) * float(rows[1][3]) / float(rows[0][6]) / float(rows[0][3]) < 2.2

@@ -332,6 +332,51 @@ def test_two_ranks_share_the_batch_and_the_columns_are_of_both(tmp_path):
         assert float(last[name]) == pytest.approx(found[name], rel=1e-4), name
 
 
+ALL_RANKS = """
+import sys
+sys.path.insert(0, {root!r})
+import torch, common, byol, directclr, directpred, mirror_ablations
+import torch.distributed as dist
+rank, flags = int(sys.argv[1]), "--limit 32 --size 8 --batch-size 16 --epochs 1 --proj-dim 16"
+dist.init_process_group("gloo", "file://{folder}/store", rank=rank, world_size=2)
+destroy, dist.destroy_process_group = dist.destroy_process_group, lambda: None
+common.Run.draw = common.save_figure = lambda *_: None                                 # for speed
+for script, more in ((byol, ""), (directpred, ""), (directclr, "--d0 8"), (mirror_ablations, "")):
+    model = script.main([*flags.split(), *more.split(), "--out", "{folder}"])
+    torch.save(model.state_dict(), "{folder}/" + script.__name__ + str(rank))
+destroy()
+"""
+
+
+def test_two_ranks_end_with_the_same_net(tmp_path):
+    """Weights, BYOL's target net, DirectPred's F; BatchNorm's averages are a rank's own."""
+    code = ALL_RANKS.format(root=str(ROOT), folder=tmp_path)
+    ranks = [subprocess.Popen([sys.executable, "-c", code, str(rank)], env=ONE_THREAD, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE) for rank in (0, 1)]
+    for process in ranks:
+        error = process.communicate(timeout=120)[1]
+        assert process.returncode == 0, error
+    for script in ("byol", "directpred", "directclr", "mirror_ablations"):
+        a, b = (torch.load(tmp_path / f"{script}{rank}", weights_only=True) for rank in (0, 1))
+        differ = [name for name in a if not torch.equal(a[name], b[name])]
+        assert not [name for name in differ if ".running_" not in name], script
+        assert len(a) > 30 and len(differ) > 3             # which they see half a batch each for
+
+
+def test_a_killed_rank_ends_the_other(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
+               ROOT / "simsiam.py", *SHORT, "--epochs", "1000"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+                               stderr=subprocess.PIPE, env=ONE_THREAD)
+    wait_for_epoch(process, 1)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and "SIGKILL" in error
+    folder, = (tmp_path / "runs").iterdir()
+    assert torch.load(folder / "last.pt", weights_only=True)["epoch"] >= 1
+
+
 # ------------------------------------------------------------------------------------------- flags
 
 @pytest.mark.parametrize("flags", [
@@ -352,14 +397,30 @@ def test_compile(uninterrupted, in_tmp, monkeypatch):
     """A compiled run trains the same net and saves it under the same names."""
     compiled, real = [], torch.compile
 
-    def compile_without_compiler(net):
-        compiled.append(net)
-        return real(net, backend="eager")
+    def compile_without_compiler(part):
+        compiled.append(getattr(part, "__name__", "net"))
+        return real(part, backend="eager")
+    parts = [name for name in vars(common) if name.startswith(("resized_", "adjust_"))]
+    for name in parts:
+        monkeypatch.setattr(common, name, getattr(common, name))       # taken back at the end
     monkeypatch.setattr(torch, "compile", compile_without_compiler)
     simsiam.main([*SHORT, "--compile"])
-    assert len(compiled) == 1
+    assert compiled == [*parts, "net"] and len(parts) == 5
     a, b = weights(FOLDER), weights(uninterrupted)
     assert a.keys() == b.keys() and all(torch.allclose(a[k], b[k], atol=1e-5) for k in a)
+    simsiam.main(["--resume", str(FOLDER), "--epochs", "5"])
+    assert compiled == [*parts, "net"] * 2 and len(rows(FOLDER)) == 6
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compile_with_a_compiler(in_tmp):
+    """Nothing is compiled again after its first time, and the names in the files stay."""
+    command = [sys.executable, ROOT / "simsiam.py", *SHORT, "--epochs", "2", "--compile"]
+    out = subprocess.run(command, capture_output=True, text=True,
+                         env={**ONE_THREAD, "TORCH_LOGS": "recompiles"})
+    assert out.returncode == 0 and "Recompiling" not in out.stderr, out.stderr
+    names = simsiam.build(simsiam.parse(SHORT)).state_dict()
+    assert torch.load(FOLDER / "last.pt", weights_only=True)["model"].keys() == names.keys()
 
 
 def test_help_lists_every_flag(capsys):
