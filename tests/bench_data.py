@@ -1,6 +1,6 @@
 """Views per second of common.augment against torchvision's PIL pipeline in DataLoader workers.
 
-    python tests/bench_data.py [--data FOLDER] [--workers 2] [--rounds 5]
+    python tests/bench_data.py [--data FOLDER] [--workers 2] [--rounds 5] [--compile]
 """
 import argparse
 import statistics
@@ -46,8 +46,11 @@ def main():
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="as a run with --compile")
     args = parser.parse_args()
     common.setup(argparse.Namespace(device="cpu", seed=0))
+    if args.compile:
+        common.compile_augment()
     data = common.load_data(args.data, limit=4000)
     loader = DataLoader(TwoViews(data), args.batch_size, shuffle=True, num_workers=args.workers,
                         drop_last=True)
