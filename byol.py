@@ -87,7 +87,8 @@ class BYOL(nn.Module):
 
     @torch.no_grad()
     def update_target(self, m):
-        """f' <- m f' + (1 - m) f, BatchNorm averages too (nothing in training reads those)."""
+        """f' <- m f' + (1 - m) f in place, BatchNorm's averages too (nothing reads those), its
+        integer counter not.  Nothing where there is no target."""
         if self.target is None:
             return
         new = [v for v in self.encoder.state_dict().values() if v.is_floating_point()]

@@ -530,9 +530,10 @@ def draw(jobs, columns, name):
 def choose(what, flags, own):
     """-> jobs, table or None, folder of the comparison"""
     seeds, out = own["--seed"].split(","), Path(own["--out"])
-    if all((Path(folder) / "args.json").exists() for folder in what):
-        jobs = [Job(Path(folder).name, str(common.read_run(folder)["args"]["seed"]), "", [],
-                    Path(folder)) for folder in what]
+    runs = [Path(folder) for folder in what if (Path(folder) / "args.json").exists()]
+    if runs and all(Path(folder).is_dir() for folder in what):       # runs/* has comparisons too
+        jobs = [Job(run.name, str(common.read_run(run)["args"]["seed"]), "", [], run)
+                for run in runs]
         return jobs, None, out / "compared"
     if len(what) == 1 and what[0] in TABLES:
         table, data = TABLES[what[0]], Path(flags.get("--data", "patches")).name

@@ -49,9 +49,9 @@ FLAGS = {"projector": ("direct", "between r and the loss: two layers, one matrix
 # -------------------------------------------------------------------------------------------- loss
 
 def info_nce(z1, z2, temperature, negatives="other"):
-    """InfoNCE of both directions, in float32 or better.  -> scalar
+    """InfoNCE of the l2-normalised rows, the mean of both directions, in float32 or better.
 
-    z1, z2: [B, D], row i of one being the other view of row i of the other.
+    z1, z2: [B, D], row i of one being the other view of row i of the other -> scalar
     negatives: "other", the B - 1 rows of the other view that are not i; "both", those of the own
     view too (SimCLR's NT-Xent)."""
     Z1 = F.normalize(z1.to(torch.promote_types(z1.dtype, torch.float)), dim=1)
@@ -88,6 +88,7 @@ class Direct(nn.Module):
             self.register_buffer("Q", Q[:, :d0].contiguous())
 
     def forward(self, r):
+        """r: [B, width] -> the first d0 columns; those in `chosen`; r in the basis Q [width, d0]"""
         if self.mode == "random":
             return r[:, self.chosen]
         if self.mode == "orthogonal":
@@ -177,7 +178,8 @@ def main(argv=None):
 # ------------------------------------------------------------------------------------------ report
 
 def spectrum(x):
-    """Eigenvalues of the covariance of the l2-normalised rows of x [N, D], descending.  -> [D]"""
+    """Eigenvalues of the covariance (over N - 1) of the l2-normalised rows of x [N, D], in float64,
+    descending, none below 0.  -> [D]"""
     x = F.normalize(x, dim=1).cpu().double()
     return torch.linalg.eigvalsh(torch.cov(x.T)).flip(0).clamp(min=0)
 

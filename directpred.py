@@ -59,7 +59,9 @@ def D(p, z):
 # largest s may as well be 1.
 
 def directset_weight(F, alpha, eps):
-    """DirectSet(alpha): F^alpha / ||F^alpha|| + eps I, with the spectral norm."""
+    """DirectSet(alpha): F^alpha / ||F^alpha|| + eps I, with the spectral norm.
+
+    An eigenvalue that rounding made negative counts as 0."""
     s, U = torch.linalg.eigh(F)                            # ascending
     p = (s.clamp(min=0) / s[-1]) ** alpha + eps
     return U * p @ U.T                                     # U diag(p) U^T
@@ -75,7 +77,7 @@ def directpred_weight(F, eps):
 def directcopy_weight(F, eps):
     """DirectCopy: DirectSet(1), which needs no eigendecomposition.
 
-    The norm comes from G = F^4096, where only the largest s is left."""
+    The norm, the largest s, is tr(F G) / tr(G) of G = F^4096, where only that one is left."""
     G = F
     for _ in range(12):
         G = G / G.norm()
@@ -87,7 +89,7 @@ def directcopy_weight(F, eps):
 def optimal_weight(F, C):
     """The least-squares predictor, argmin E||W_p z - t||^2 = C F^-1, C = E[t z^T].
 
-    With a hundredth of the mean s as ridge."""
+    With a ridge: F + r I for F, r = tr(F) / 100 D, a hundredth of the mean s."""
     identity = torch.eye(len(F), device=F.device, dtype=F.dtype)
     return torch.linalg.solve_ex(F + 0.01 * F.trace() / len(F) * identity, C.T)[0].T
 
@@ -132,9 +134,10 @@ class DirectPred(nn.Module):
 
     @torch.no_grad()
     def update_correlations(self, z1, z2, t1, t2):
-        """F <- rho F + (1 - rho) E[z z^T] over both views, not centred; C likewise.
+        """F <- rho F + (1 - rho) E[z z^T] over the 2B rows of both views, not centred; likewise C
+        of E[t z^T], t of the other view.  FC holds F, then C.
 
-        The first batch is all of F.  t is of the other view."""
+        The first batch is all of F: `started` is 0 before it and 1 after."""
         z, t = torch.cat([z1, z2]).float(), torch.cat([t2, t1]).float()                  # [2B, D]
         now = common.mean_of_ranks(torch.stack([z.T @ z, t.T @ z]) / len(z))
         self.FC.lerp_(now, 1 - self.args.rho * self.started)
@@ -168,7 +171,8 @@ class DirectPred(nn.Module):
 
     @torch.no_grad()
     def update_target(self, m):
-        """f' <- m f' + (1 - m) f, BatchNorm averages too (nothing in training reads those)."""
+        """f' <- m f' + (1 - m) f in place, BatchNorm's averages too (nothing reads those), its
+        integer counter not.  Nothing where there is no target."""
         if self.target is None:
             return
         new = [v for v in self.encoder.state_dict().values() if v.is_floating_point()]

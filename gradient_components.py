@@ -15,7 +15,7 @@ extra one, split into its centre o_e and its residual r_e = G_e - o_e.  Which ma
 On `patches` and two CPU cores a run takes under a minute.  `seconds` includes what is measured at
 every step.  Where we differ from the paper: all rates on `patches` are ours.  Table 4 is measured
 on P, where that gradient acts; h learns from the same loss as f, as in Algorithm 3
-(--predictor-loss has the other reading).  A negative is the next image of the random batch;
+(--predictor-loss has the other reading).  A negative is the image before, in random order;
 InfoNCE's Z_i are all Z_b of the batch.  Algorithm 5 is applied to z, with a weight; on the paper's
 Z it does nothing after a collapse (shown).  A.8's m is cos(P_a, Z_b) / |p_a|: the paper's, with
 cos(Z_a, Z_b), is not the gradient's zero.  The CIFAR recipes have 200 epochs, A.1 has 1000.
@@ -66,7 +66,7 @@ Letters = namedtuple("Letters", "za Za Zb Pa Pb o_z o_p")
 
 
 def letters(z1, z2, p1, p2):
-    """-> Letters with view 1 as a, and with view 2 as a; in float32"""
+    """-> Letters with view 1 as a, and with view 2 as a; in float32, nothing detached"""
     Z1, Z2, P1, P2 = (F.normalize(v.float(), dim=1) for v in (z1, z2, p1, p2))
     o_z, o_p = torch.cat([Z1, Z2]).mean(0), torch.cat([P1, P2]).mean(0)
     return (Letters(z1.float(), Z1, Z2, P1, P2, o_z, o_p),
@@ -74,11 +74,16 @@ def letters(z1, z2, p1, p2):
 
 
 def components(kind, v, tau):
-    """Minus the gradient, on P_a (simsiam) or Z_a, is basic + o_e + r_e.  -> [B, D] each"""
+    """Minus the gradient, on P_a (simsiam) or Z_a, is basic + G_e.  -> basic, o_e, r_e, [B, D] each
+
+    o_e is G_e's centre over both views, the same in every row, and r_e = G_e - o_e.
+    simsiam: basic P_b, G_e = Z_b - P_b.  triplet: basic Z_b, G_e = -Z_n, the row of Z_b before.
+    infonce: basic Z_b / tau, G_e = -sum_i lambda_i Z_i / tau, lambda the softmax of Z_a . Z_i / tau
+    over all rows Z_i of Z_b, the positive among them"""
     if kind == "simsiam":
         basic, G_e, o_e = v.Pb, v.Zb - v.Pb, v.o_z - v.o_p
     elif kind == "triplet":
-        Z_n = v.Zb.roll(1, 0)                              # the batch is in random order
+        Z_n = v.Zb.roll(1, 0)
         basic, G_e, o_e = v.Zb, -Z_n, -v.o_z
     else:                                                  # infonce; its Z_i are all Z_b
         lam = (v.Za @ v.Zb.T / tau).softmax(1)             # [B, B]
@@ -87,7 +92,8 @@ def components(kind, v, tau):
 
 
 def surrogate(kind, v, tau, without="none"):
-    """The loss with the gradient of simsiam, triplet or infonce, less what is left out."""
+    """-X . sg(t), mean over the rows: the loss with the gradient of simsiam (X is P_a), triplet or
+    infonce (X is Z_a), less what is left out."""
     basic, o_e, r_e = components(kind, v, tau)
     t = basic
     if without in ("none", "r_e"):
@@ -99,7 +105,7 @@ def surrogate(kind, v, tau, without="none"):
 
 
 def decorrelation_loss(z):
-    """Algorithm 5: the squared off-diagonal covariances, summed, over D.  z: [N, D] -> scalar"""
+    """Algorithm 5: squared off-diagonal covariances (over N - 1), summed, over D.  z: [N, D]"""
     r = z - z.mean(0)
     cov = r.T @ r / (len(z) - 1)
     return (cov.square().sum() - cov.diagonal().square().sum()) / z.shape[1]

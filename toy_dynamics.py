@@ -45,7 +45,8 @@ def simulate(flow, state, time, steps):
 # Each returns a flow: the state's entries -> a tuple of their time derivatives, for simulate.
 
 def lemma1(X, X_aug, alpha_p=1.0, eta=0.0, beta=1.0):
-    """Lemma 1: the gradient flow of J, with weight decay and a target that follows."""
+    """Lemma 1: the gradient flow of J (alpha_p times W_p's gradient), with weight decay of W_p and
+    W, and a target that follows."""
     def flow(W_p, W, W_a):
         error = W_a @ X - W_p @ W @ (X + X_aug)
         dW_p = alpha_p * error @ W.T - eta * W_p
@@ -83,8 +84,8 @@ def symmetrized(sigma2, tau=1.0, alpha_p=1.0, eta=0.0):
 
 
 def decoupled(sigma2, alpha_p=1.0, eta=0.0, beta=math.inf):
-    """Eigenvalues p of W_p and s of F once the two share eigenvectors, and tau.  beta = inf: no
-    EMA, tau stays.  Numbers or tensors."""
+    """Eigenvalues p of W_p and s of F once the two share eigenvectors, and tau.  Numbers or
+    tensors; where beta is inf, there is no EMA and tau stays."""
     beta = torch.as_tensor(beta, dtype=torch.double)
 
     def flow(p, s, tau):

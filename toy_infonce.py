@@ -24,8 +24,8 @@ LAYERS = {1: "1 layer", 2: "2 layers", 3: "3 layers"}
 
 
 def info_nce(z1, z2, temperature):
-    """Cross-entropy of the dot products of the two views, positives on the diagonal.
-    z1, z2: [S, B, D] -> [S]"""
+    """Cross-entropy of the dot products, not normalised, of view 1 with view 2, positives on the
+    diagonal; S nets, each its own mean.  z1, z2: [S, B, D] -> [S]"""
     logits = z1 @ z2.mT / temperature                                       # [S, B, B]
     return (logits.logsumexp(2) - logits.diagonal(dim1=1, dim2=2)).mean(1)
 

@@ -100,6 +100,7 @@ def B_nt_xent(x, x2):
 
 
 def B_spectral(x, x2):
+    """sym of 2 E x x2^T, for Barlow Twins as well"""
     M = x.T @ x2 / len(x)
     return M + M.T
 
@@ -173,7 +174,7 @@ def eigenvalues_of_B(a):
 
 
 def rank_of_theory(a):
-    """How many dimensions training keeps."""
+    """How many dimensions training keeps: those with a positive eigenvalue of B."""
     return len([b for b in eigenvalues_of_B(a) if b > 0])
 
 

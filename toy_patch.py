@@ -38,13 +38,14 @@ PHASES = ("I", "II", "III", "IV")
 
 
 def batch_norm(x):
-    """x: [S, N, m], over N."""
+    """x: [S, N, m], over N; 1e-8 is added to the variance, which is over N."""
     centred = x - x.mean(1, keepdim=True)
     return centred / (x.var(1, unbiased=False, keepdim=True) + 1e-8).sqrt()
 
 
 def phi(W, sign, feature, noise, length):
-    """The cubic conv net on one view.  -> [S, N, m]
+    """The cubic conv net on one view: FEATURE_PATCHES patches sign * length[k] v_k+1, k = feature,
+    and the noise.  -> [S, N, m]
 
     v1 and v2 are the first two unit vectors, and the noise lives in the other d - 2 dimensions.
     W: [S, m, d]; sign, feature (0 or 1): [S, N]; noise: [S, N, patches, d - 2]; length: [2]"""

@@ -87,7 +87,8 @@ def main(argv=None):
     peak = matmul_flops(device, 8192 if on_gpu else 1024)
     print(f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda if on_gpu else 'none'}, "
           f"SimSiam with {args.arch}; a matrix product reaches {peak / 1e12:.3g} TFLOP/s")
-    print("batch  compile   images/s   ms/step   kernels   augment   TFLOP/s   of product   peak GB")
+    print("batch  compile   images/s   ms/step   kernels   augment   TFLOP/s   of product"
+          "   peak GB")
     for compiled in (False, True)[:1 if args.no_compile else 2]:
         for batch_size in args.batch_size:
             with FlopCounterMode(display=False) as flops:
@@ -104,8 +105,8 @@ def main(argv=None):
                     torch.cuda.synchronize()
                 kernels = sum(e.device_type == DeviceType.CUDA for e in profiler.events())
                 memory = f"{torch.cuda.max_memory_allocated() / 1e9:.2f}"
-            rate = flops.get_total_flops() / time_of_step
-            print(f"{batch_size:5}  {'yes' if compiled else 'no':7}{batch_size / time_of_step:11.0f}"
+            rate, word = flops.get_total_flops() / time_of_step, "yes" if compiled else "no"
+            print(f"{batch_size:5}  {word:7}{batch_size / time_of_step:11.0f}"
                   f"{1e3 * time_of_step:10.2f}{kernels:>10}{share:10.1%}{rate / 1e12:10.3g}"
                   f"{rate / peak:13.1%}{memory:>10}", flush=True)
 

@@ -210,6 +210,20 @@ def test_fill_makes_the_tables_between_the_comments(tmp_path):
     assert compare.fill(text, tmp_path) == text
 
 
+def test_finished_runs_side_by_side_again_and_again(uninterrupted, in_tmp, capsys):
+    """As in `python compare.py runs/*`, where an earlier comparison lies among the runs."""
+    Path("runs/compared").mkdir(parents=True)
+    runs = [str(file.parent) for file in sorted(uninterrupted[0].rglob("result.json"))]
+    with pytest.raises(SystemExit) as stop:
+        compare.main([*runs, "runs/compared"])
+    assert stop.value.code == 0 and len(runs) == 2
+    rows = compare.read_records(Path("runs/compared/table.csv"))
+    assert [row["label"] for row in rows] == ["simsiam-patches-s0"] * 2
+    with pytest.raises(SystemExit) as stop:
+        compare.main([*runs, "runs/none"])
+    assert stop.value.code == 2 and "runs/none" in capsys.readouterr().err
+
+
 def test_listing_names_every_table(capsys):
     compare.main([])
     out = capsys.readouterr().out

@@ -1,0 +1,260 @@
+"""Is it right?  python check.py, or with --grade points as JSON.  In seconds, without training."""
+import math
+from types import SimpleNamespace
+
+import torch
+
+import checking
+import common
+import mirror_ablations as M
+from checking import compare, gradients, slope
+
+# ------------------------------------------------------------------------ the definitions, in loops
+
+
+def cosine(a, b):
+    dot = sum(x * y for x, y in zip(a, b))
+    return dot / math.sqrt(sum(x * x for x in a) * sum(x * x for x in b))
+
+
+def distance(p, z):
+    """D: minus the mean cosine of the rows"""
+    return -sum(map(cosine, p, z)) / len(p)
+
+
+BIAS = [0.3, -0.2, 0.5, 0.1]
+
+
+def linear(W, z):
+    """h, or h_inv: W z + BIAS"""
+    return [[sum(w * x for w, x in zip(row, r)) + b for row, b in zip(W, BIAS)] for r in z]
+
+
+def unit(z):
+    return [[x / math.sqrt(sum(y * y for y in row)) for x in row] for row in z]
+
+
+class Siamese:
+    """A loss as what each of its letters is: z1, z2, W, U live, so that they get a gradient; t1,
+    t2, V, Q the same numbers behind a stop-gradient.  W, V: of h; U, Q: of h_inv."""
+
+    def __init__(self):
+        self.z1, self.z2 = torch.randn(2, 3, 4, dtype=torch.double)
+        self.W, self.U = torch.randn(2, 4, 4, dtype=torch.double)
+
+    def expected(self, loss):
+        """loss(z1, z2, t1, t2, W, V, U, Q) on lists -> its value, and its slopes"""
+        live = [self.z1, self.z2, self.W, self.U]
+        a, b, w, u = [x.tolist() for x in live]
+
+        def of(i):
+            def f(x):
+                z1, z2, W, U = [x.tolist() if k == i else v.tolist() for k, v in enumerate(live)]
+                return loss(z1, z2, a, b, W, w, U, u)
+            return f
+        return loss(a, b, a, b, w, w, u, u), *(slope(of(i), x) for i, x in enumerate(live))
+
+    def found(self, loss):
+        """The same of the student's function."""
+        live = [x.clone().requires_grad_() for x in (self.z1, self.z2, self.W, self.U)]
+        b = torch.tensor(BIAS, dtype=torch.double)
+        net = SimpleNamespace(predictor=lambda z: z @ live[2].T + b,
+                              inverse=lambda p: p @ live[3].T + b)
+        value = loss(net, live[0], live[1])
+        value = value[0] if isinstance(value, tuple) else value
+        return value if value is None else (value.item(), *gradients(value, *live))
+
+
+def check_loss(student, definition, mistakes):
+    case = Siamese()
+    found = case.found(student)
+    if found is None:
+        raise checking.Wrong("nothing is returned")
+    expected = case.expected(definition)
+    if checking.same(found, expected, 1e-5):
+        return
+    for words, wrong in mistakes.items():
+        if checking.same(found, case.expected(wrong), 1e-5):
+            raise checking.Wrong(words)
+    names = ("the value", "the gradient of z1", "the gradient of z2", "the gradient of h",
+             "the gradient of h_inv")
+    for f, e, what in zip(found, expected, names):
+        if torch.is_tensor(e) and not e.any() and torch.as_tensor(f).any():
+            raise checking.Wrong(f"{what} should be zero: is the stop-gradient there?")
+        compare(f, e, what=what)
+
+
+# ------------------------------------------------------------------------------------- the checks
+
+def check_D():
+    p, z = torch.randn(2, 5, 3, dtype=torch.double)
+    dots = -sum(sum(a * b for a, b in zip(*rows)) for rows in zip(p.tolist(), z.tolist())) / 5
+    compare(M.D(p, z), distance(p.tolist(), z.tolist()), {
+        "the sign: D is minus the cosine": -distance(p.tolist(), z.tolist()),
+        "p and z are not normalised": dots,
+        "the cosines go over the wrong axis: a row is an image":
+            distance(p.T.tolist(), z.T.tolist()),
+        "sum in place of the mean": 5 * distance(p.tolist(), z.tolist())})
+    p, z = p.requires_grad_(), z.requires_grad_()
+    if not gradients(M.D(p, z), z)[0].any():
+        raise checking.Wrong("z gets no gradient: the stop-gradient is the caller's, not D's")
+
+
+def of_simsiam(z1, z2, t1, t2, W, V, U, Q):
+    return distance(linear(W, z1), t2) / 2 + distance(linear(W, z2), t1) / 2
+
+
+def of_no_stopgrad(z1, z2, t1, t2, W, V, U, Q):
+    return distance(linear(W, z1), z2) / 2 + distance(linear(W, z2), z1) / 2
+
+
+def of_mirror(z1, z2, t1, t2, W, V, U, Q):
+    return distance(z1, linear(W, t2)) / 2 + distance(z2, linear(W, t1)) / 2
+
+
+def of_symmetric(z1, z2, t1, t2, W, V, U, Q):
+    return distance(linear(W, z1), linear(V, t2)) / 2 + distance(linear(W, z2), linear(V, t1)) / 2
+
+
+def of_naive(z1, z2, t1, t2, W, V, U, Q):
+    return distance(z1, z2)
+
+
+def of_normalised(z1, z2, t1, t2, W, V, U, Q):
+    return distance(linear(W, unit(z1)), t2) / 2 + distance(linear(W, unit(z2)), t1) / 2
+
+
+def of_inverse(z1, z2, t1, t2, W, V, U, Q):
+    trains_h = distance(linear(W, t1), t2) / 2 + distance(linear(W, t2), t1) / 2
+    trains_h_inv = sum(distance(linear(U, linear(V, t)), t) / 2 for t in (t1, t2))
+    trains_f = (distance(linear(W, z1), linear(Q, linear(V, t2))) / 2 +
+                distance(linear(W, z2), linear(Q, linear(V, t1))) / 2)
+    return trains_h + trains_h_inv + trains_f
+
+
+def check_simsiam():
+    check_loss(M.simsiam, of_simsiam, {
+        "no stop-gradient: the targets z1 and z2 have to be detached": of_no_stopgrad,
+        "the stop-gradient is on p: it belongs to the target z":
+            lambda z1, z2, t1, t2, W, V, U, Q:
+                distance(linear(V, t1), z2) / 2 + distance(linear(V, t2), z1) / 2,
+        "z is detached before h: then f, which is what should learn, gets no gradient":
+            lambda z1, z2, t1, t2, W, V, U, Q:
+                distance(linear(W, t1), t2) / 2 + distance(linear(W, t2), t1) / 2,
+        "p1 is compared with z1: its target is the other view, z2":
+            lambda z1, z2, t1, t2, W, V, U, Q:
+                distance(linear(W, z1), t1) / 2 + distance(linear(W, z2), t2) / 2,
+        "one direction alone: the views have to be exchanged too":
+            lambda z1, z2, t1, t2, W, V, U, Q: distance(linear(W, z1), t2),
+        "the two directions are added, not averaged":
+            lambda *x: 2 * of_simsiam(*x)})
+
+
+def check_no_stopgrad():
+    check_loss(M.no_stopgrad, of_no_stopgrad, {
+        "a target is detached: here both paths get a gradient": of_simsiam,
+        "there is no predictor: D(z1, z2) is `naive`": of_naive})
+
+
+def check_naive():
+    check_loss(M.naive, of_naive, {
+        "there is a predictor in it: Fig. 2 (a) has none": of_no_stopgrad,
+        "one of the two is detached: the gradient is half of what it should be":
+            lambda z1, z2, t1, t2, *h: distance(z1, t2),
+        "both directions are detached: that halves the gradient":
+            lambda z1, z2, t1, t2, *h: distance(z1, t2) / 2 + distance(z2, t1) / 2})
+
+
+def check_mirror():
+    check_loss(M.mirror, of_mirror, {
+        "this is SimSiam's: in the mirror f learns on the path that has no predictor": of_simsiam,
+        "p is detached: then h learns nothing; detach z before h":
+            lambda z1, z2, t1, t2, W, V, U, Q:
+                distance(z1, linear(V, t2)) / 2 + distance(z2, linear(V, t1)) / 2,
+        "no stop-gradient: z has to be detached where it enters h":
+            lambda z1, z2, t1, t2, W, V, U, Q:
+                distance(z1, linear(W, z2)) / 2 + distance(z2, linear(W, z1)) / 2})
+
+
+def check_symmetric():
+    check_loss(M.symmetric, of_symmetric, {
+        "the target has no predictor: that is SimSiam": of_simsiam,
+        "no stop-gradient: the target p has to be detached":
+            lambda z1, z2, t1, t2, W, V, U, Q: distance(linear(W, z1), linear(W, z2)),
+        "z is detached, but not p: then the target's path trains h":
+            lambda z1, z2, t1, t2, W, V, U, Q:
+                distance(linear(W, z1), linear(W, t2)) / 2 +
+                distance(linear(W, z2), linear(W, t1)) / 2})
+
+
+def check_inverse():
+    def without(part):
+        def loss(z1, z2, t1, t2, W, V, U, Q):
+            live = (z1, z2, t1, t2, W, V, U, Q)
+            trains_h = of_simsiam(t1, t2, t1, t2, W, V, U, Q)
+            trains_h_inv = sum(distance(linear(U, linear(V, t)), t) / 2 for t in (t1, t2))
+            return of_inverse(*live) - (trains_h if part == "h" else trains_h_inv)
+        return loss
+
+    check_loss(M.inverse, of_inverse, {
+        "the term that trains h alone is missing: D(h(sg z1), sg z2)": without("h"),
+        "the term that trains h_inv is missing: D(h_inv(sg p1), sg z1)": without("h_inv"),
+        "the last term has no stop-gradient on its target h_inv(p)":
+            lambda z1, z2, t1, t2, W, V, U, Q: (
+                of_inverse(z1, z2, t1, t2, W, V, U, Q) +
+                distance(linear(W, z1), linear(U, linear(W, z2))) / 2 +
+                distance(linear(W, z2), linear(U, linear(W, z1))) / 2 -
+                distance(linear(W, z1), linear(Q, linear(V, t2))) / 2 -
+                distance(linear(W, z2), linear(Q, linear(V, t1))) / 2)})
+
+
+def check_simsiam_l2():
+    check_loss(M.simsiam_l2, of_normalised, {
+        "the input of h is not normalised": of_simsiam,
+        "no stop-gradient: the targets z1 and z2 have to be detached":
+            lambda z1, z2, t1, t2, W, V, U, Q:
+                distance(linear(W, unit(z1)), z2) / 2 + distance(linear(W, unit(z2)), z1) / 2})
+
+
+def metrics(z, root=True, normalise=True, diagonal=False, logarithm=True):
+    """collapse_metrics in loops; the switches are for mistakes"""
+    Z = unit(z.tolist()) if normalise else z.tolist()
+    n, d = len(Z), len(Z[0])
+    o = [sum(row[k] for row in Z) / n for k in range(d)]
+    R = [[x - m for x, m in zip(row, o)] for row in Z]
+    cov = [[sum(row[i] * row[j] for row in R) / (n - 1) for j in range(d)] for i in range(d)]
+    s = torch.linalg.eigvals(torch.tensor(cov, dtype=torch.double)).real.clamp(min=1e-300).tolist()
+    share = [x / sum(s) for x in s]
+    return {"std": sum(math.sqrt(cov[k][k]) for k in range(d)) / d * (math.sqrt(d) if root else 1),
+            "m_o": math.sqrt(sum(x * x for x in o)),
+            "m_r": sum(math.sqrt(sum(x * x for x in row)) for row in R) / n,
+            "effective_rank": math.exp(-sum(x * math.log(x) for x in share))
+            if logarithm else -sum(x * math.log(x) for x in share),
+            "covariance": sum(cov[i][j] ** 2 for i in range(d) for j in range(d)
+                              if i != j or diagonal) / d}
+
+
+def check_collapse_metrics():
+    z = torch.randn(40, 6, dtype=torch.double) @ torch.randn(6, 6, dtype=torch.double) + 0.5
+    found = common.collapse_metrics(z)
+    wrongs = {"the rows are not l2-normalised first": metrics(z, normalise=False),
+              "the factor sqrt(D) is missing": metrics(z, root=False),
+              "the diagonal is in the sum": metrics(z, diagonal=True),
+              "the exp of the entropy is missing": metrics(z, logarithm=False),
+              "over the wrong axis: a row is an image": metrics(z.T)}
+    for name, value in metrics(z).items():
+        if name not in found:
+            raise checking.Wrong(f"there is no {name!r} in what is returned")
+        wrong = {words: values[name] for words, values in wrongs.items()}
+        compare(found[name], value, wrong, what=name, tolerance=1e-4)
+
+
+CHECKS = {"mirror_ablations.D": check_D, "mirror_ablations.simsiam": check_simsiam,
+          "mirror_ablations.no_stopgrad": check_no_stopgrad, "mirror_ablations.naive": check_naive,
+          "mirror_ablations.mirror": check_mirror, "mirror_ablations.symmetric": check_symmetric,
+          "mirror_ablations.inverse": check_inverse,
+          "mirror_ablations.simsiam_l2": check_simsiam_l2,
+          "common.collapse_metrics": check_collapse_metrics}
+
+if __name__ == "__main__":
+    checking.main(CHECKS)

@@ -1,0 +1,349 @@
+"""Is it right?   python check.py, or with --grade points as JSON.  Seconds; nothing is trained."""
+import torch
+
+import checking
+import directclr as C
+import toy_infonce as T
+from checking import Wrong, compare, gradients, slope
+
+# ------------------------------------------------------------------------ the definitions, in loops
+
+
+def unit(z):
+    return torch.stack([row / sum(x * x for x in row).sqrt() for row in z])
+
+
+def one_way(Za, Zb, tau, negatives="other", positive=True, itself=False, own=None):
+    """A loop over the images, one over what each is compared with; the last three for mistakes"""
+    total = 0
+    for i in range(len(Za)):
+        against = [Zb[j] for j in range(len(Zb)) if positive or j != i]
+        if negatives == "both":
+            more = Za if own is None else own
+            against += [more[j] for j in range(len(more)) if itself or j != i]
+        denominator = sum((Za[i] @ other / tau).exp() for other in against)
+        total = total - ((Za[i] @ Zb[i] / tau).exp() / denominator).log()
+    return total / len(Za)
+
+
+def both_ways(z1, z2, tau, negatives="other"):
+    Z1, Z2 = unit(z1), unit(z2)
+    return (one_way(Z1, Z2, tau, negatives) + one_way(Z2, Z1, tau, negatives)) / 2
+
+
+def covariance(x, centred=True, less=1):
+    """[N, D] -> [D, D]; less: of the images in the divisor"""
+    n, d = x.shape
+    mean = [sum(x[:, k]) / n if centred else 0 for k in range(d)]
+    cov = [[sum((x[i, a] - mean[a]) * (x[i, b] - mean[b]) for i in range(n)) / (n - less)
+            for b in range(d)] for a in range(d)]
+    return torch.tensor(cov, dtype=torch.double)
+
+
+def eigenvalues(matrix):
+    """The largest first; of a matrix that need not be symmetric: their size"""
+    return torch.linalg.eigvals(matrix).abs().sort(descending=True).values
+
+
+def product(A, B):
+    """A B in loops"""
+    rows = [[sum(a * b for a, b in zip(row, column)) for column in B.T] for row in A]
+    return torch.tensor(rows, dtype=torch.double)
+
+
+def theorem_loss(W, x, x2):
+    """What loss_of_theorem computes"""
+    total = 0
+    for i in range(len(x)):
+        positive = (-(W @ (x[i] - x2[i])).square().sum() / 2).exp()
+        others = sum((-(W @ (x[i] - x[j])).square().sum() / 2).exp()
+                     for j in range(len(x)) if j != i)
+        total = total - (positive / (positive + others)).log()
+    return total
+
+
+def sigmas(W, x, x2, weight=lambda alpha: 1 - alpha, itself=False, negatives=None):
+    """Sigma_0 and Sigma_1; weight, itself, negatives are for mistakes"""
+    n, d = x.shape
+    sigma_0, sigma_1 = torch.zeros(2, d, d, dtype=torch.double)
+    for i in range(n):
+        to = [x2[i] if j == i else x[j] for j in range(n)]
+        e = [(-(W @ (x[i] - y)).square().sum() / 2).exp() for y in to]
+        for j in range(n):
+            step = x[i] - (to[j] if negatives is None else negatives[j])
+            if j != i or itself:
+                sigma_0 += e[j] / sum(e) * torch.outer(step, step)
+        positive = x[i] - x2[i]
+        sigma_1 += weight(e[i] / sum(e)) * torch.outer(positive, positive)
+    return sigma_0, sigma_1
+
+
+# ------------------------------------------------------------------------- the checks of directclr
+
+def check_info_nce():
+    """Whether one_way is right or still missing does not matter: ours stands in for it."""
+    theirs = C.one_way
+    C.one_way = one_way
+    try:
+        for negatives in ("other", "both"):
+            check_both_ways(negatives)
+    finally:
+        C.one_way = theirs
+
+
+def check_both_ways(negatives):
+    z1, z2 = torch.randn(2, 5, 3, dtype=torch.double) + 0.5
+    tau, what = 0.4, f'the loss with "{negatives}"'
+    Z1, Z2 = unit(z1), unit(z2)
+    mistakes = {
+        "z1 and z2 are not l2-normalised: one_way gets Z1 and Z2":
+            (one_way(z1, z2, tau, negatives) + one_way(z2, z1, tau, negatives)) / 2,
+        "normalised over the wrong axis: a row is an image":
+            (one_way(unit(z1.T).T, unit(z2.T).T, tau, negatives) +
+             one_way(unit(z2.T).T, unit(z1.T).T, tau, negatives)) / 2,
+        "one direction alone: from the second view to the first is missing":
+            one_way(Z1, Z2, tau, negatives),
+        "one direction alone: from the first view to the second is missing":
+            one_way(Z2, Z1, tau, negatives),
+        "the two directions are added, not averaged": 2 * both_ways(z1, z2, tau, negatives),
+        "the temperature is not used": both_ways(z1, z2, 1, negatives)}
+    if negatives == "both":
+        mistakes["`negatives` is not passed on to one_way"] = both_ways(z1, z2, tau)
+    compare(C.info_nce(z1, z2, tau, negatives), both_ways(z1, z2, tau, negatives), mistakes, what)
+
+    live1, live2 = z1.clone().requires_grad_(), z2.clone().requires_grad_()
+    found = gradients(C.info_nce(live1, live2, tau, negatives), live1, live2)
+    first = slope(lambda z: both_ways(z, z2, tau, negatives), z1)
+    second = slope(lambda z: both_ways(z1, z, tau, negatives), z2)
+    zero = torch.zeros_like(z1)
+    compare(found, (first, second), {
+        "the other view is detached in each direction: InfoNCE has no stop-gradient":
+            (slope(lambda z: one_way(unit(z), Z2, tau, negatives) / 2, z1),
+             slope(lambda z: one_way(unit(z), Z1, tau, negatives) / 2, z2)),
+        "z2 is detached: InfoNCE has no stop-gradient": (first, zero),
+        "z1 is detached: InfoNCE has no stop-gradient": (zero, second)}, what + ", its gradient")
+
+    half = C.info_nce(z1.bfloat16(), z2.bfloat16(), tau, negatives)
+    if half.dtype != torch.float:
+        raise Wrong(f"bfloat16 gives {half.dtype}: turn z1 and z2 into float32 first")
+    whole = C.info_nce(z1, z2, tau, negatives)
+    if whole.dtype != torch.double:
+        raise Wrong("float64 ends as float32, 'or better' is forgotten: try "
+                    "torch.promote_types(z1.dtype, torch.float)")
+
+
+def check_one_way():
+    Za, Zb = unit(torch.randn(5, 3, dtype=torch.double)), unit(torch.randn(5, 3).double())
+    tau = 0.4
+    definition = one_way(Za, Zb, tau)
+    compare(C.one_way(Za, Zb, tau, "other"), definition, {
+        "the positive is missing from the denominator: there j is every row, i too":
+            one_way(Za, Zb, tau, positive=False),
+        "the sum goes over the wrong axis: over the rows j of Zb, with Za_i fixed":
+            one_way(Zb, Za, tau),
+        "the temperature is not used": one_way(Za, Zb, 1),
+        "multiplied by the temperature: divide": one_way(Za, Zb, 1 / tau),
+        "the sign: the loss is minus the log": -definition,
+        "summed over the images in place of the mean": 5 * definition,
+        "the denominator is missing: nothing pushes the images apart":
+            -sum(Za[i] @ Zb[i] for i in range(5)) / 5 / tau,
+        "other and both are exchanged": one_way(Za, Zb, tau, "both")}, 'the loss with "other"')
+
+    definition = one_way(Za, Zb, tau, "both")
+    compare(C.one_way(Za, Zb, tau, "both"), definition, {
+        "the own view is missing from the denominator": one_way(Za, Zb, tau),
+        "the diagonal of the own view is included: an image is no negative of itself":
+            one_way(Za, Zb, tau, "both", itself=True),
+        "the positive is missing from the denominator":
+            one_way(Za, Zb, tau, "both", positive=False),
+        "the own view's negatives are rows of Zb: they are rows of Za":
+            one_way(Za, Zb, tau, "both", own=Zb),
+        "the own view's negatives are rows of Zb, and i is one of them":
+            one_way(Za, Zb, tau, "both", own=Zb, itself=True),
+        "the diagonal of the own view is 0 in place of minus infinity, and e^0 is 1":
+            with_e_to_the_0(Za, Zb, tau),
+        "summed over the images in place of the mean": 5 * definition}, 'the loss with "both"')
+
+    for negatives in ("other", "both"):
+        a, b = Za.clone().requires_grad_(), Zb.clone().requires_grad_()
+        found = gradients(C.one_way(a, b, tau, negatives), a, b)
+        first = slope(lambda Z: one_way(Z, Zb, tau, negatives), Za)
+        second = slope(lambda Z: one_way(Za, Z, tau, negatives), Zb)
+        compare(found, (first, second), {
+            "Zb is detached: InfoNCE has no stop-gradient": (first, torch.zeros_like(Zb)),
+            "Za is detached: InfoNCE has no stop-gradient": (torch.zeros_like(Za), second),
+            "the own view's negatives are detached: InfoNCE has no stop-gradient":
+                (slope(lambda Z: one_way(Z, Zb, tau, negatives, own=Za), Za), second)},
+            f'the gradient with "{negatives}"')
+
+
+def with_e_to_the_0(Za, Zb, tau):
+    """"both" where j = i counts as e^0"""
+    total = 0
+    for i in range(len(Za)):
+        e = [(Za[i] @ z / tau).exp() for z in (*Zb, *Za)]
+        e[len(Zb) + i] = 1
+        total = total - (e[i] / sum(e)).log()
+    return total / len(Za)
+
+
+def check_direct():
+    r = torch.randn(4, 7, dtype=torch.double)
+    first = torch.stack([row[:3] for row in r])
+    compare(C.Direct(7, 3, "prefix")(r), first, {
+        "these are the last d0 dimensions": r[:, -3:],
+        "these are rows, that is images: the dimensions are the columns": r[:3],
+        "all of r is returned": r}, "prefix")
+
+    projector = C.Direct(7, 3, "random")
+    projector.chosen.copy_(torch.tensor([5, 0, 3]))
+    found = projector(r)
+    if found is not None and not checking.same(projector(r), found, 1e-9):
+        raise Wrong("random: other dimensions at every call, so not the same for both views; "
+                    "draw has chosen them already")
+    if projector.chosen.tolist() != [5, 0, 3]:
+        raise Wrong("random: forward changes `chosen`, which is for draw to do")
+    compare(found, torch.tensor([[row[k] for k in (5, 0, 3)] for row in r.tolist()]), {
+        "the first d0 dimensions: `chosen` is not used": first,
+        "these are the dimensions that are not chosen": r[:, [1, 2, 4, 6]]}, "random")
+
+    projector = C.Direct(7, 7, "orthogonal").double()      # square, so that Q^T fits as well
+    compare(projector(r), product(r, projector.Q), {
+        "Q is transposed: a column of Q is a new dimension": product(r, projector.Q.T),
+        "r comes out as it was: Q is not used, or rotated back with Q^T": r,
+        "the result is transposed: a row is an image": product(r, projector.Q).T},
+        "orthogonal, d0 as wide as r")
+    projector = C.Direct(7, 3, "orthogonal").double()
+    compare(projector(r), product(r, projector.Q), {
+        "r is cut to d0 first: Q takes all of r": product(first, projector.Q[:3])}, "orthogonal")
+
+    for mode in ("prefix", "random", "orthogonal"):
+        live = r.clone().requires_grad_()
+        if not gradients(C.Direct(7, 3, mode).double()(live).sum(), live)[0].any():
+            raise Wrong(f"{mode}: r gets no gradient: nothing in Direct is trained, but the "
+                        "backbone below it is")
+
+
+def check_spectrum():
+    scale = torch.tensor([1, 2, 0.5, 1.5], dtype=torch.double)
+    x = torch.randn(12, 4, dtype=torch.double) * scale + 0.7
+    Z = unit(x)
+    expected = eigenvalues(covariance(Z))
+    compare(C.spectrum(x), expected, {
+        "the rows are not l2-normalised": eigenvalues(covariance(x)),
+        "normalised over the wrong axis: a row is an image":
+            eigenvalues(covariance(unit(x.T).T)),
+        "the mean is not taken out: that is no covariance":
+            eigenvalues(covariance(Z, centred=False)),
+        "the mean is not taken out, and divided by N":
+            eigenvalues(covariance(Z, centred=False, less=0)),
+        "divided by N, not N - 1 as torch.cov does": eigenvalues(covariance(Z, less=0)),
+        "the smallest comes first: descending is asked for": expected.flip(0),
+        "these are roots of the eigenvalues: a singular value has to be squared": expected.sqrt(),
+        "divided by the largest: report does that": expected / expected[0],
+        "the covariance of the N images, not of the D dimensions: torch.cov takes rows":
+            eigenvalues(covariance(Z.T)),
+        "the smallest comes first, and of the N images: torch.cov takes rows":
+            eigenvalues(covariance(Z.T)).flip(0)}, "the spectrum")
+
+    found = C.spectrum(torch.randn(4, 40))
+    if found.shape != (40,):
+        raise Wrong(f"4 images with 40 dimensions: {len(found)} values; there should be 40, most 0")
+    if (found < 0).any():
+        raise Wrong(f"a negative eigenvalue ({found.min():.0e}), which is rounding: clamp at 0")
+    if found.dtype != torch.double:
+        raise Wrong("in float32 the figure, which goes down to 1e-8, shows rounding: use double()")
+
+
+# ------------------------------------------------------------------------ the checks of toy_infonce
+
+def check_toy_info_nce():
+    z1, z2 = torch.randn(2, 2, 5, 3, dtype=torch.double)
+    tau = 1.5
+
+    def nets(a, b, **switches):
+        return torch.stack([one_way(za, zb, tau, **switches) for za, zb in zip(a, b)])
+
+    def per_net(f):
+        return torch.stack([f(a, b) for a, b in zip(z1, z2)])
+    expected = nets(z1, z2)
+    compare(T.info_nce(z1, z2, tau), expected, {
+        "normalised: the toy's loss takes the dot products as they are":
+            per_net(lambda a, b: one_way(unit(a), unit(b), tau)),
+        "the sum goes over the wrong axis: over the rows j of z2, with row i of z1 fixed":
+            nets(z2, z1),
+        "both directions: the toy's loss has one, from z1 to z2":
+            (nets(z1, z2) + nets(z2, z1)) / 2,
+        "the positive is missing from the denominator": nets(z1, z2, positive=False),
+        "the mean goes over the nets too: each net has its own loss": expected.mean(),
+        "summed over the images in place of the mean": 5 * expected,
+        "the temperature is not used": per_net(lambda a, b: one_way(a, b, 1)),
+        "multiplied by the temperature: divide": per_net(lambda a, b: one_way(a, b, 1 / tau)),
+        "the sign: the loss is minus the log": -expected}, "the loss")
+
+    a, b = z1.clone().requires_grad_(), z2.clone().requires_grad_()
+    found = gradients(T.info_nce(a, b, tau).sum(), a, b)
+    first = slope(lambda z: nets(z, z2).sum(), z1)
+    second = slope(lambda z: nets(z1, z).sum(), z2)
+    compare(found, (first, second), {
+        "z2 is detached: InfoNCE has no stop-gradient": (first, torch.zeros_like(z2))},
+        "the gradient")
+
+
+def check_toy_spectrum():
+    weights = list(torch.randn(3, 2, 4, 4, dtype=torch.double))
+
+    def per_net(f):
+        return torch.stack([f(*layers) for layers in zip(*weights)])
+
+    def of(W):
+        return eigenvalues(product(W, W.T))
+    expected = per_net(lambda W1, W2, W3: of(product(W3, product(W2, W1))))
+    compare(T.spectrum(weights), expected, {
+        "the product has the wrong order: the first layer stands at the right, W3 W2 W1":
+            per_net(lambda W1, W2, W3: of(product(W1, product(W2, W3)))),
+        "the smallest comes first: descending is asked for": expected.flip(1),
+        "these are the singular values of W: an eigenvalue of W W^T is one squared":
+            expected.sqrt(),
+        "these are the eigenvalues of W, not of W W^T":
+            per_net(lambda W1, W2, W3: eigenvalues(product(W3, product(W2, W1)))),
+        "the last layer alone: W is the product of all": per_net(lambda W1, W2, W3: of(W3)),
+        "the first layer alone: W is the product of all": per_net(lambda W1, W2, W3: of(W1)),
+        "the layers' eigenvalues are multiplied: those of a product are others":
+            per_net(lambda W1, W2, W3: of(W1) * of(W2) * of(W3))}, "three layers")
+    compare(T.spectrum(weights[:1]), per_net(lambda W1, W2, W3: of(W1)), what="one layer")
+
+
+def check_gradient_of_theorem():
+    W, x, x2 = [0.6 * torch.randn(*shape, dtype=torch.double) for shape in ((3, 3), (5, 3), (5, 3))]
+    zero, one = sigmas(W, x, x2)
+    expected = -slope(lambda W: theorem_loss(W, x, x2), W)
+
+    def of(**switches):
+        zero, one = sigmas(W, x, x2, **switches)
+        return product(W, zero - one)
+    compare(T.gradient_of_theorem(W, x, x2), expected, {
+        "the sign: dW/dt is minus the gradient, so Sigma_0 counts plus": -expected,
+        "in Sigma_1 the weight 1 - alpha_ii is forgotten": of(weight=lambda alpha: 1),
+        "in Sigma_1 the weight is alpha_ii: it has to be 1 - alpha_ii": of(weight=lambda a: a),
+        "in Sigma_0 j = i is included, with x_i - x'_i": of(itself=True),
+        "in Sigma_0 the negatives are x'_j: they are x_j": of(negatives=x2),
+        "in Sigma_0 the negatives are x'_j, and j = i is one of them":
+            of(negatives=x2, itself=True),
+        "W is on the wrong side: W (Sigma_0 - Sigma_1)": product(zero - one, W),
+        "W is on the wrong side: the result is transposed": product(zero - one, W.T),
+        "W is missing": zero - one,
+        "Sigma_1 is missing": product(W, zero),
+        "Sigma_0 is missing": product(W, -one),
+        "Sigma_0 has each pair once: the sum is over i and over j": product(W, zero / 2 - one),
+        "a factor 2 is too much": 2 * expected,
+        "the mean over the images in place of the sum": expected / 5}, "dW/dt")
+
+
+CHECKS = {"directclr.info_nce": check_info_nce, "directclr.one_way": check_one_way,
+          "directclr.Direct.forward": check_direct, "directclr.spectrum": check_spectrum,
+          "toy_infonce.info_nce": check_toy_info_nce, "toy_infonce.spectrum": check_toy_spectrum,
+          "toy_infonce.gradient_of_theorem": check_gradient_of_theorem}
+
+if __name__ == "__main__":
+    checking.main(CHECKS)

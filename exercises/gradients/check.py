@@ -1,0 +1,339 @@
+"""Is it right?   python check.py, or with --grade points as JSON.  In seconds, without training."""
+import math
+from unittest import mock
+
+import torch
+
+import checking
+import gradient_components as G
+from checking import Wrong, compare, gradients, same, slope
+
+TAU = 0.5
+KINDS = ("simsiam", "triplet", "infonce")
+
+# ------------------------------------------------------------------------ the definitions, in loops
+# Rows are lists: Z[i] is image i, Z[i][k] its coordinate k.
+
+
+def tensor(x):
+    return torch.tensor(x, dtype=torch.double)
+
+
+def dot(a, b):
+    return sum(x * y for x, y in zip(a, b))
+
+
+def unit(z):
+    return [[x / math.sqrt(dot(row, row)) for x in row] for row in z]
+
+
+def transposed(z):
+    return [list(column) for column in zip(*z)]
+
+
+def times(factor, z):
+    return [[factor * x for x in row] for row in z]
+
+
+def minus(a, b):
+    return [[x - y for x, y in zip(*rows)] for rows in zip(a, b)]
+
+
+def plus(a, b):
+    return minus(a, times(-1, b))
+
+
+def centre(z):
+    """The mean of the rows"""
+    return [sum(column) / len(z) for column in zip(*z)]
+
+
+def next_rows(z, by=1):
+    """Row i is what was row i - by."""
+    return [z[(i - by) % len(z)] for i in range(len(z))]
+
+
+def weights(Za, Zb, tau, itself=True):
+    """lambda of InfoNCE: in row i how much each Z_b counts for the Z_a of image i; sums to 1"""
+    table = []
+    for i, a in enumerate(Za):
+        row = [math.exp(dot(a, b) / tau) for b in Zb]
+        if not itself:
+            row[i] = 0.0
+        table.append([x / sum(row) for x in row])
+    return table
+
+
+def mixed(table, Z):
+    """In row i the sum over j of table[i][j] Z[j]"""
+    return [[dot(row, column) for column in zip(*Z)] for row in table]
+
+
+def definition(kind, v, tau):
+    """-> basic, G_e, and the centre of G_e in every row; v: Letters of lists"""
+    n = len(v.Za)
+    if kind == "simsiam":
+        return v.Pb, minus(v.Zb, v.Pb), minus([v.o_z] * n, [v.o_p] * n)
+    if kind == "triplet":
+        return v.Zb, times(-1, next_rows(v.Zb)), times(-1, [v.o_z] * n)
+    pushed = mixed(weights(v.Za, v.Zb, tau), v.Zb)
+    return times(1 / tau, v.Zb), times(-1 / tau, pushed), times(-1 / tau, [v.o_z] * n)
+
+
+def some_letters():
+    """Letters of lists: 5 images, 3 coordinates, away from the origin; every member its own"""
+    za, zb, pa, pb = (torch.randn(4, 5, 3, dtype=torch.double) + 0.5).tolist()
+    Za, Zb, Pa, Pb = (unit(x) for x in (za, zb, pa, pb))
+    return G.Letters(za, Za, Zb, Pa, Pb, centre(Za + Zb), centre(Pa + Pb))
+
+
+# ------------------------------------------------------------------------------------- the checks
+
+def check_letters():
+    """The inputs have half the digits, as on a GPU, so that float32 in the wrong place shows."""
+    inputs = [(x + 0.5).bfloat16().requires_grad_() for x in torch.randn(4, 5, 3)]
+    found = G.letters(*inputs)
+    if found is None:
+        raise Wrong("nothing is returned")
+    if len(found) != 2 or not all(isinstance(v, G.Letters) for v in found):
+        raise Wrong("two Letters are returned: view 1 as a, then view 2 as a")
+    z1, z2, p1, p2 = (x.detach().double().tolist() for x in inputs)
+    for which, v, (a, b, pa, pb) in zip(("first", "second"), found,
+                                        ((z1, z2, p1, p2), (z2, z1, p2, p1))):
+        small = {"it is divided by its length: the small z is the output as it is": unit(a),
+                 "this is the other view's z": b}
+        check_member(v, "za", a, small, which)
+        for name, rows, other in (("Za", a, b), ("Zb", b, a), ("Pa", pa, pb), ("Pb", pb, pa)):
+            check_member(v, name, unit(rows), {
+                "the rows are not divided by their length": rows,
+                "it is divided by the length of the columns: a row is an image":
+                    transposed(unit(transposed(rows))),
+                "a and b are exchanged, this is the other view": unit(other)}, which)
+        for name, first, second in (("o_z", a, b), ("o_p", pa, pb)):
+            both = unit(first) + unit(second)
+            total = [sum(column) for column in zip(*both)]
+            check_member(v, name, centre(both), {
+                "the mean of one view alone: the centre is that of both": centre(unit(first)),
+                "the mean of one view alone, view b: the centre is that of both":
+                    centre(unit(second)),
+                "the mean of rows that are not divided by their length": centre(first + second),
+                "the mean goes over the wrong axis: it has one entry for each coordinate":
+                    centre(transposed(both)),
+                "the sum, not the mean": total,
+                "the centre itself is divided by its length": unit([total])[0]}, which)
+        for name, member in zip(v._fields[:5], v):
+            if not member.requires_grad:
+                raise Wrong(f"{name} of the {which} Letters is detached: the losses decide that")
+
+
+def check_member(v, name, expected, mistakes, which):
+    what, member = f"{name} of the {which} Letters", getattr(v, name)
+    if member.dtype != torch.float32:
+        raise Wrong(f"{what} is {member.dtype}: everything is made float32 before it is used")
+    if not same(member, expected, 1e-5) and same(member, expected, 2e-2):
+        raise Wrong(f"{what} is right, but rounded: make the inputs float32 before the division")
+    compare(member, tensor(expected), {words: tensor(x) for words, x in mistakes.items()}, what)
+
+
+def check_components():
+    v, n = some_letters(), 5
+    live = G.Letters(*(tensor(x) for x in v))
+    for kind in KINDS:
+        basic, extra, o_e = definition(kind, v, TAU)
+        r_e = minus(extra, o_e)
+        found = G.components(kind, live, TAU)
+        if found is None:
+            raise Wrong(f"{kind}: nothing is returned")
+        if len(found) != 3:
+            raise Wrong(f"{kind}: three things are returned, basic, o_e and r_e")
+        of_b = [centre(extra)] * n
+        wrong = {
+            "basic": {},
+            "o_e": {"this is r_e: the order is basic, o_e, r_e": r_e,
+                    "right, but once: it has to stand in every row, [B, D]": o_e[0],
+                    "the sign": times(-1, o_e),
+                    "the mean of G_e over this batch's view b alone: take the centres of both "
+                    "views": of_b},
+            "r_e": {"o_e is still in it, this is all of G_e: take o_e away": extra,
+                    "this is o_e: the order is basic, o_e, r_e": o_e,
+                    "the sign": times(-1, r_e),
+                    "o_e is added, not taken away": plus(extra, o_e)}}
+        for part, words, value in more_mistakes(kind, v, basic, extra, o_e):
+            wrong[part][words] = value
+        for part, value, expected in zip(wrong, found, (basic, o_e, r_e)):
+            mistakes = {words: tensor(x) for words, x in wrong[part].items()}
+            compare(value, tensor(expected), mistakes, f"{kind}: {part}")
+
+
+def more_mistakes(kind, v, basic, extra, o_e):
+    """-> (part, words, value); of r_e with a wrong G_e"""
+    n = len(basic)
+    if kind == "simsiam":
+        return [("basic", "Z_b is the whole of it, the basic part is P_b alone", v.Zb),
+                ("basic", "P_a is what learns, the target is of the other view", v.Pa),
+                ("o_e", "this is the centre of Z, G_e is Z_b - P_b", [v.o_z] * n),
+                ("o_e", "this is minus the centre of P, G_e is Z_b - P_b",
+                 times(-1, [v.o_p] * n))]
+    if kind == "triplet":
+        numbers = sum(v.Zb, [])
+        numbers = numbers[-1:] + numbers[:-1]
+        rolled = [numbers[3 * i:3 * i + 3] for i in range(n)]
+        G_e = {"the negative is the row after, not the row before (see SHEET.md)":
+               next_rows(v.Zb, -1),
+               "the negative is the image itself: take another image's row": v.Zb,
+               "the coordinates are rolled, not the rows: the wrong axis":
+               [row[-1:] + row[:-1] for row in v.Zb],
+               "without its axis roll goes over all numbers: roll the rows": rolled,
+               "the negative is a row of Z_a: take it from Z_b": next_rows(v.Za)}
+        G_e = {words: times(-1, value) for words, value in G_e.items()}
+        G_e["the sign of the negative: it is pushed away"] = times(-1, extra)
+        wrong = [("r_e", words, minus(value, o_e)) for words, value in G_e.items()]
+        return wrong + [("basic", "the negative is in it, it belongs to G_e", plus(basic, extra)),
+                        ("basic", "this is Z_a, the target is the other view", v.Za)]
+    columns = transposed(weights(v.Zb, v.Za, TAU))
+    tables = {"the positive is missing from the sum: the Z_i are all Z_b, image i's own too":
+              weights(v.Za, v.Zb, TAU, itself=False),
+              "the softmax goes over the wrong axis: the weights of one Z_a sum to 1": columns,
+              "the weights are transposed": transposed(columns),
+              "the softmax has no temperature: it is of Z_a . Z_i / tau":
+              weights(v.Za, v.Zb, 1.0),
+              "the weights are of Z_b with Z_b: it is Z_a that learns":
+              weights(v.Zb, v.Zb, TAU),
+              "all weights are equal, there is no softmax": [[1 / n] * n] * n}
+    G_e = {words: times(-1 / TAU, mixed(table, v.Zb)) for words, table in tables.items()}
+    G_e["the negatives are rows of Z_a: the Z_i are those of view b"] = times(
+        -1 / TAU, mixed(weights(v.Za, v.Za, TAU), v.Za))
+    G_e["1 / tau is missing before the weighted mean"] = times(TAU, extra)
+    wrong = [("r_e", words, minus(value, o_e)) for words, value in G_e.items()]
+    return wrong + [("basic", "1 / tau is missing", v.Zb),
+                    ("o_e", "1 / tau is missing", times(TAU, o_e))]
+
+
+def check_surrogate():
+    for kind in KINDS:
+        for without in ("none", "o_e", "r_e", "both"):
+            check_one_surrogate(kind, without)
+
+
+def check_one_surrogate(kind, without):
+    """Its components are ours, so that a mistake in yours is not counted twice."""
+    what, v, n = f"{kind}, without {without}", some_letters(), 5
+    basic, extra, o_e = definition(kind, v, TAU)
+    r_e = minus(extra, o_e)
+    live = G.Letters(*(tensor(x).requires_grad_() for x in v))
+    ours = [tensor(x).requires_grad_() for x in (basic, o_e, r_e)]
+    given = [x.clone() for x in ours]                      # changing them in place is no error here
+    with mock.patch.object(G, "components", lambda *_, **__: tuple(given)):
+        loss = G.surrogate(kind, live, TAU, without)
+    if loss is None:
+        raise Wrong(f"{what}: nothing is returned")
+    if not torch.is_tensor(loss):
+        raise Wrong(f"{what}: a plain number has no gradient: return the tensor")
+    if loss.dim():
+        raise Wrong(f"{what}: it has the shape {list(loss.shape)}, a loss is one number: the mean "
+                    "over the rows")
+    if not all(same(x.detach(), y.detach(), 1e-12) for x, y in zip(given, ours)):
+        raise Wrong(f"{what}: += changes basic itself, and so a letter: write t = t + ...")
+    name, other = ("Pa", "Za") if kind == "simsiam" else ("Za", "Pa")
+    slopes = gradients(loss, *live, *ours)
+    found, through_t = dict(zip(v._fields, slopes)), any(g.any() for g in slopes[len(v):])
+    if not loss.requires_grad:
+        raise Wrong(f"{what}: nothing gets a gradient, the stop-gradient is on t alone")
+    if not found[name].any() and found[other].any():
+        raise Wrong(f"{what}: the gradient has to act on {name}, not on {other}")
+    if not found[name].any():
+        raise Wrong(f"{what}: {name} gets no gradient: the stop-gradient belongs to t")
+    if through_t or any(g.any() for key, g in found.items() if key != name):
+        raise Wrong(f"{what}: no stop-gradient on t: a gradient flows through the target")
+
+    kept = {"none": plus(basic, extra), "r_e": plus(basic, o_e), "o_e": plus(basic, r_e),
+            "both": basic}
+    X, t = getattr(v, name), kept[without]
+    mistakes = {"the sign: the loss is minus X . t": times(-1, t),
+                "the sum over the rows, not the mean": times(n, t),
+                "the mean over all entries: X . t is summed over the coordinates, then averaged "
+                "over the rows": times(1 / 3, t),
+                "basic is missing, it is never left out": minus(t, basic)}
+    cosine = [[(y - dot(x, row) * z) / math.sqrt(dot(row, row)) for y, z in zip(row, x)]
+              for x, row in zip(X, t)]
+    mistakes["a cosine, where X . t is the plain product: t has no length of 1"] = cosine
+    if without in ("o_e", "r_e"):
+        mistakes[f"the other part is left out: {without} is what has to go"] = kept[
+            "r_e" if without == "o_e" else "o_e"]
+        mistakes["`without` changes nothing, all of it is there"] = kept["none"]
+        mistakes[f"both parts are left out, {without} alone has to go"] = basic
+    elif without == "both":
+        mistakes["both o_e and r_e have to go, all of it is there"] = kept["none"]
+        mistakes["both o_e and r_e have to go, o_e is still there"] = kept["r_e"]
+        mistakes["both o_e and r_e have to go, r_e is still there"] = kept["o_e"]
+    else:
+        mistakes["with `none` nothing is left out, here both parts are"] = basic
+    compare(-n * found[name], tensor(t), {words: tensor(x) for words, x in mistakes.items()},
+            f"{what}: minus the gradient on {name}, times B")
+    compare(loss.detach(), -sum(map(dot, X, t)) / n, what=f"{what}: the value")
+
+
+def decorrelation(z, centred=True, less=1, diagonal=False, power=2, over=None, correlation=False):
+    """Algorithm 5 in loops; the switches are for mistakes"""
+    mean, n, d = centre(z), len(z), len(z[0])
+    r = [[x - m for x, m in zip(row, mean)] for row in z] if centred else z
+    cov = [[dot(a, b) / (n - less) for b in zip(*r)] for a in zip(*r)]
+    if correlation:
+        cov = [[cov[i][j] / math.sqrt(cov[i][i] * cov[j][j]) for j in range(d)] for i in range(d)]
+    pairs = [(i, j) for i in range(d) for j in range(d) if i != j or diagonal]
+    return sum(abs(cov[i][j]) ** power for i, j in pairs) / (over or d)
+
+
+def check_decorrelation_loss():
+    z = torch.randn(7, 4, dtype=torch.double) @ torch.randn(4, 4, dtype=torch.double) + 0.8
+    z = z.requires_grad_()
+    rows = z.tolist()
+    found = G.decorrelation_loss(z)
+    compare(found, decorrelation(rows), {
+        "the diagonal is in the sum: the variances are no covariances":
+            decorrelation(rows, diagonal=True),
+        "the mean is not taken away": decorrelation(rows, centred=False),
+        "the covariance is divided by N, not by N - 1": decorrelation(rows, less=0),
+        "the covariance is not divided by N - 1": decorrelation(rows, less=6),
+        "the sum is not divided by D": decorrelation(rows, over=1),
+        "divided by the number of pairs, not by D": decorrelation(rows, over=12),
+        "divided by D * D, as a mean of the matrix is": decorrelation(rows, over=16),
+        "divided by N, not by D": decorrelation(rows, over=7),
+        "the covariances are not squared": decorrelation(rows, power=1),
+        "each pair counts once: i, j and j, i are both in the sum": decorrelation(rows) / 2,
+        "these are correlations, the columns are not standardised":
+            decorrelation(rows, correlation=True),
+        "over the wrong axis: a row is an image, the covariance is [D, D]":
+            decorrelation(transposed(rows))})
+    if not torch.is_tensor(found) or not found.requires_grad:
+        raise Wrong("the value is right, but no gradient flows: it is a loss, nothing is stopped")
+    compare(gradients(found, z)[0], slope(lambda x: decorrelation(x.tolist()), z.detach()),
+            what="the gradient")
+
+
+def check_eta():
+    """o_e is put together of 0.7 o and of something orthogonal to o."""
+    o, across = tensor([2, -1, 2]), tensor([1, 4, 1])
+    found = G.eta(0.7 * o + across, o)
+    product, length = 0.7 * 9, 3.0
+    length_e = math.sqrt(0.49 * 9 + 18)
+    compare(found, 0.7, {
+        "this is the cosine: eta is how much of o itself is in o_e": product / (length * length_e),
+        "divided by the length of o once: it has to be squared": product / length,
+        "not divided by the square of o's length": product,
+        "divided by o_e . o_e: it is o's square that belongs there": product / length_e**2,
+        "the sign": -0.7,
+        "this is eta times o: eta is the number": 0.7 * o,
+        "this is what is left of o_e, eta is the number": across})
+    if not torch.is_tensor(found):
+        raise Wrong("the number is right, but it is measured at every step: return a tensor")
+
+
+CHECKS = {"gradient_components.letters": check_letters,
+          "gradient_components.components": check_components,
+          "gradient_components.surrogate": check_surrogate,
+          "gradient_components.decorrelation_loss": check_decorrelation_loss,
+          "gradient_components.eta": check_eta}
+
+if __name__ == "__main__":
+    checking.main(CHECKS)

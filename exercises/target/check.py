@@ -1,0 +1,308 @@
+"""Is it right?   python check.py, or with --grade points as JSON.  Nothing is trained."""
+import math
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+import byol
+import checking
+import directpred as P
+from checking import compare
+
+# ------------------------------------------------------------------------------------- the target
+
+WEIGHTS = ("0.weight", "0.bias", "1.weight", "1.bias")
+AVERAGES = ("1.running_mean", "1.running_var")             # BatchNorm's, which are no parameters
+
+
+def small_net():
+    """A layer and a BatchNorm, with every number at random."""
+    net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).double()
+    for tensor in net.state_dict().values():
+        if tensor.dtype == torch.double:
+            tensor.copy_(torch.rand_like(tensor) + 0.5)
+    return net
+
+
+def values(net):
+    """-> copies of its weights and of its averages, in the order of the names above"""
+    state = net.state_dict()
+    return [state[name].clone() for name in (*WEIGHTS, *AVERAGES)]
+
+
+def mix(a, b, old, new):
+    """a old + b new, number by number"""
+    mixed = []
+    for x, y in zip(old, new):
+        numbers = [a * u + b * v for u, v in zip(x.flatten().tolist(), y.flatten().tolist())]
+        mixed.append(torch.tensor(numbers, dtype=torch.double).view_as(x))
+    return mixed
+
+
+def check_target(net_class, m=0.9):
+    fake = SimpleNamespace(encoder=small_net(), target=small_net().requires_grad_(False))
+    new, old = values(fake.encoder), values(fake.target)
+    net_class.update_target(fake, m)
+    if not checking.same(values(fake.encoder), new, 1e-12):
+        raise checking.Wrong("the net f itself has changed: only the target f' moves")
+    right, n = mix(m, 1 - m, old, new), len(WEIGHTS)
+    compare(values(fake.target), right, {
+        "nothing has changed: write into the target's own tensors, in place (copy_, lerp_, ...)":
+            old,
+        "m and 1 - m are exchanged: f' keeps the share m of itself": mix(1 - m, m, old, new),
+        "it is a copy of f: m is not used": new,
+        "the old target is not multiplied by m": mix(1, 1 - m, old, new),
+        "the factor 1 - m of f is missing": mix(m, 1, old, new),
+        "BatchNorm's running averages are not averaged: parameters() does not have them":
+            right[:n] + old[n:],
+        "BatchNorm's running averages are copied: they are averaged like the weights":
+            right[:n] + new[n:]}, what="the target")
+    fake.target = None
+    try:
+        net_class.update_target(fake, m)
+    except Exception:
+        raise checking.Wrong("self.target is None with --ema 0: then return at once") from None
+
+
+def check_byol_target():
+    check_target(byol.BYOL)
+
+
+def check_directpred_target():
+    check_target(P.DirectPred)
+
+
+# ------------------------------------------------------------------------------------- F and C
+
+def mean_product(a, b):
+    """E[a b^T], [D, D]: the mean over the rows of lists a and b, entry by entry"""
+    d = range(len(a[0]))
+    return torch.tensor([[sum(x[i] * y[j] for x, y in zip(a, b)) / len(a) for j in d] for i in d],
+                        dtype=torch.double)
+
+
+def centred(rows):
+    means = [sum(column) / len(rows) for column in zip(*rows)]
+    return [[x - m for x, m in zip(row, means)] for row in rows]
+
+
+def unit(rows):
+    return [[x / math.sqrt(sum(y * y for y in row)) for x in row] for row in rows]
+
+
+def check_update_correlations(rho=0.7):
+    fake = SimpleNamespace(FC=torch.zeros(2, 3, 3), started=torch.zeros(()),
+                           args=SimpleNamespace(rho=rho, proj_dim=3))
+    first, second = torch.rand(2, 4, 5, 3) + torch.tensor([0.2, -0.9, 0.4])        # z1, z2, t1, t2
+    P.DirectPred.update_correlations(fake, *first.clone())
+    z1, z2, t1, t2 = first.tolist()
+    z, t, n = z1 + z2, t2 + t1, len(z1 + z2)               # the rows of both views
+    scaled = {"the sum over the rows, not their mean": n,
+              "divided by B, but both views together have 2 B rows": 2,
+              "the first batch is all of F: here it is mixed with the zeros of the start": 1 - rho,
+              "rho and 1 - rho are exchanged, and the first batch is mixed with zeros": rho}
+    F, C = mean_product(z, z), mean_product(t, z)
+    compare(fake.FC[0], F, {words: k * F for words, k in scaled.items()} | {
+        "the mean is subtracted: F is not centred": mean_product(centred(z), centred(z)),
+        "one view alone: take the rows of both": mean_product(z1, z1),
+        "the product of one view with the other: F is of each with itself":
+            (mean_product(z1, z2) + mean_product(z2, z1)) / 2,
+        "z is divided by its length: F takes z as it is": mean_product(unit(z), unit(z)),
+        "it is of the target's t: F is E[z z^T]": mean_product(t, t),
+        "this is C: F comes first in FC": C,
+        "nothing is written there": torch.zeros(3, 3)}, what="F after the first batch")
+    own = mean_product(t1 + t2, z)
+    compare(fake.FC[1], C, {words: k * C for words, k in scaled.items()} | {
+        "t1 is paired with z1: t has to be of the other view": own,
+        "transposed: C is E[t z^T], not E[z t^T]": C.T,
+        "transposed, and t1 is paired with z1": own.T,
+        "the mean is subtracted: C is not centred": mean_product(centred(t), centred(z)),
+        "one direction alone: t2 goes with z1, and t1 with z2": mean_product(t2, z1),
+        "it is of z alone: the target's t is missing": mean_product(z2 + z1, z),
+        "nothing is written there": torch.zeros(3, 3)}, what="C after the first batch")
+    if not torch.is_tensor(fake.started):
+        raise checking.Wrong("started is a buffer, and has to stay a tensor: started.fill_(1)")
+
+    P.DirectPred.update_correlations(fake, *second.clone())
+    z1, z2, t1, t2 = second.tolist()
+    z, t = z1 + z2, t2 + t1
+    for what, old, now, found in (("F", F, mean_product(z, z), fake.FC[0]),
+                                  ("C", C, mean_product(t, z), fake.FC[1])):
+        compare(found, rho * old + (1 - rho) * now, {
+            "rho and 1 - rho are exchanged: rho is the memory": (1 - rho) * old + rho * now,
+            "it is the second batch alone: set started to 1 after the first": now,
+            "it is still the first batch": old,
+            "the old one is not multiplied by rho": old + (1 - rho) * now,
+            "the factor 1 - rho of the new one is missing": rho * old + now},
+            what=f"{what} after the second batch")
+
+
+# --------------------------------------------------------------------------------- the predictors
+
+FULL = (0.9, 2.5, 0.1, 0.4)                                # F's eigenvalues, in no order
+ROUNDING = (0.9, 2.5, -1e-12, 0.4)                         # a zero, as rounding leaves it
+
+
+class Case:
+    """F = sum over j of s_j u_j u_j^T, with s and u known, so that no function has to find them"""
+
+    def __init__(self, s):
+        self.s = s
+        self.u = torch.linalg.qr(torch.randn(4, 4, dtype=torch.double))[0].T.tolist()
+        self.F = self.matrix(s)
+
+    def matrix(self, p):
+        """sum over j of p_j u_j u_j^T, entry by entry"""
+        d = range(len(p))
+        return torch.tensor([[sum(p[k] * self.u[k][i] * self.u[k][j] for k in d) for j in d]
+                             for i in d], dtype=torch.double)
+
+    def weight(self, a, eps, norm=max, of_power=True):
+        """F^a / norm + eps I; norm: of the powers s^a, or of s itself"""
+        s = [max(x, 0) for x in self.s]
+        power = [x**a for x in s]
+        size = norm(power) if of_power else norm(s)
+        return self.matrix([x / size + eps for x in power])
+
+
+def no_norm(p):
+    return 1
+
+
+def frobenius(p):
+    return math.sqrt(sum(x * x for x in p))
+
+
+def check_finite(W):
+    if W is not None and not W.isfinite().all():
+        raise checking.Wrong("nan or inf: an eigenvalue that should be 0 comes out as -1e-12 from "
+                             "rounding; take 0 for it before the power")
+
+
+def wrong_weights(case, a, eps):
+    """The mistakes of F^a / ||F^a|| + eps I"""
+    s, top, plain = case.s, max(case.s), case.weight(a, 0)
+    ascending, U = torch.linalg.eigh(case.F)
+    p = (ascending / top) ** a + eps
+    wrong = {
+        "there is no norm: the largest eigenvalue of F^alpha / ||F^alpha|| is 1":
+            case.weight(a, eps, no_norm),
+        "the norm is Frobenius': the spectral one is the largest eigenvalue":
+            case.weight(a, eps, frobenius),
+        "divided by the trace: the spectral norm is the largest eigenvalue":
+            case.weight(a, eps, sum),
+        "eps I is missing": plain,
+        "eps is added to every entry: it belongs to the diagonal": plain + eps,
+        "eps is added under the power: it belongs to p, after it":
+            case.matrix([(x / top + eps) ** a for x in s]),
+        "eps is multiplied by the largest s: divide by the norm first, then add eps":
+            case.weight(a, eps * top, no_norm),
+        "eps is divided by the norm too": case.matrix([(x**a + eps) / top**a for x in s]),
+        "divided by the smallest eigenvalue: eigh sorts from small to large":
+            case.weight(a, eps, min),
+        "U is transposed: the eigenvectors are its columns, so it is U diag(p) U^T": U.T * p @ U,
+        "eigenvalues and eigenvectors are in different orders": U * p.flip(0) @ U.T}
+    if a != 1:
+        wrong |= {
+            "the exponent is missing": case.weight(1, eps),
+            "the power's norm is that of F: it has to be that of F^alpha":
+                case.weight(a, eps, of_power=False)}
+    return wrong
+
+
+def check_directset_weight(eps=0.3):
+    for a in (3, 0.7):
+        case = Case(FULL)
+        wrong = wrong_weights(case, a, eps) | {
+            "the exponent is always 1/2: it should be alpha": case.weight(0.5, eps),
+            "the exponent is 1 / alpha": case.weight(1 / a, eps)}
+        if a == 3:
+            entries = case.F**3
+            wrong |= {"the power goes entry by entry: F^3 is F F F":
+                      entries / torch.linalg.norm(entries, 2) + eps * torch.eye(4)}
+        compare(P.directset_weight(case.F, a, eps), case.weight(a, eps), wrong,
+                what=f"W_p for alpha = {a}")
+    case = Case(ROUNDING)
+    found = P.directset_weight(case.F, 0.5, eps)
+    check_finite(found)
+    compare(found, case.weight(0.5, eps), what="W_p where an eigenvalue of F is 0")
+
+
+def check_directpred_weight(eps=0.3):
+    case = Case(FULL)
+    compare(P.directpred_weight(case.F, eps), case.weight(0.5, eps), {
+        "the root is missing: p_j = sqrt(s_j / max s) + eps": case.weight(1, eps),
+        "squared, where it should be the root": case.weight(2, eps),
+        "as the paper prints it, sqrt(s_j) + eps max s: divide s by its largest first":
+            case.weight(0.5, eps * max(case.s), no_norm),
+        "sqrt(s_j) is divided by max s: the largest p should be 1 + eps":
+            case.weight(0.5, eps, of_power=False)} | wrong_weights(case, 0.5, eps), what="W_p")
+    case = Case(ROUNDING)
+    found = P.directpred_weight(case.F, eps)
+    check_finite(found)
+    compare(found, case.weight(0.5, eps), what="W_p where an eigenvalue of F is 0")
+
+
+def check_directcopy_weight(eps=0.3):
+    for scale in (1, 1e-3):
+        case = Case([scale * x for x in FULL])
+        found = P.directcopy_weight(case.F, eps)
+        if found is not None and not found.isfinite().all():
+            raise checking.Wrong("nan or inf: F^4096 is too large, or all zeros; divide G by its "
+                                 "length before each squaring")
+        G = case.F / torch.linalg.norm(case.F)
+        compare(found, case.weight(1, eps), {
+            "divided by the largest entry: the spectral norm is the largest eigenvalue":
+                case.F / case.F.max() + eps * torch.eye(4),
+            "divided by the largest row sum: the spectral norm is the largest eigenvalue":
+                case.F / case.F.abs().sum(1).max() + eps * torch.eye(4),
+            "the root is too much: DirectCopy takes F itself": case.weight(0.5, eps),
+            "G is squared once: square it until the largest s alone is left in it":
+                case.F / ((case.F * (G @ G)).sum() / (G @ G).trace()) + eps * torch.eye(4)
+        } | wrong_weights(case, 1, eps), what="W_p")
+
+
+def least_squares(z, t, ridge):
+    """argmin over W of mean |W z - t|^2 + ridge |W|^2: a row of sqrt(ridge) I is one more z, and
+    its t is 0"""
+    n, d = z.shape
+    rows = torch.cat([z / math.sqrt(n), math.sqrt(ridge) * torch.eye(d, dtype=z.dtype)])
+    wanted = torch.cat([t / math.sqrt(n), torch.zeros(d, d, dtype=z.dtype)])
+    return torch.linalg.lstsq(rows, wanted).solution.T
+
+
+def check_optimal_weight():
+    z, t = torch.randn(2, 12, 4, dtype=torch.double)
+    z = z * torch.tensor([2.0, 1.0, 0.5, 0.2]) + 0.3
+    F, C = (mean_product(a.tolist(), z.tolist()) for a in (z, t))
+    trace = sum(F[k, k].item() for k in range(4))
+    ridge = 0.01 * trace / 4
+    right, R = least_squares(z, t, ridge), F + ridge * torch.eye(4, dtype=torch.double)
+    compare(P.optimal_weight(F, C), right, {
+        "transposed: W_p z should be t, with z as a column": right.T,
+        "the wrong side: it is C F^-1, not F^-1 C": torch.linalg.solve(R, C),
+        "C is transposed: C = E[t z^T] comes as it should be": torch.linalg.solve(R, C).T,
+        "there is no ridge": least_squares(z, t, 0),
+        "the ridge is 0.01: it should be a hundredth of the mean s, that is of trace(F) / D":
+            least_squares(z, t, 0.01),
+        "the ridge is a hundredth of the trace: the mean s is trace(F) / D":
+            least_squares(z, t, 0.01 * trace),
+        "the ridge is the mean s itself: a hundredth of it": least_squares(z, t, trace / 4),
+        "the ridge is added to every entry of F: it belongs to the diagonal":
+            torch.linalg.solve(F + ridge, C.T).T,
+        "the ridge is a hundredth of the largest s, not of the mean":
+            least_squares(z, t, 0.01 * torch.linalg.norm(F, 2).item())},
+        what="W_p", tolerance=1e-6)
+
+
+CHECKS = {"byol.BYOL.update_target": check_byol_target,
+          "directpred.DirectPred.update_target": check_directpred_target,
+          "directpred.DirectPred.update_correlations": check_update_correlations,
+          "directpred.directset_weight": check_directset_weight,
+          "directpred.directpred_weight": check_directpred_weight,
+          "directpred.directcopy_weight": check_directcopy_weight,
+          "directpred.optimal_weight": check_optimal_weight}
+
+if __name__ == "__main__":
+    checking.main(CHECKS)

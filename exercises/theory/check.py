@@ -1,0 +1,481 @@
+"""Is it right?   python check.py, or with --grade points as JSON.  Seconds; nothing is trained."""
+import math
+
+import torch
+
+import checking
+import toy_dynamics as T
+import toy_landscape as L
+import toy_patch as P
+from checking import Wrong, compare, gradients, slope
+
+# ------------------------------------------------------------------------ the definitions, in loops
+
+
+def tensor(values):
+    return torch.tensor(values, dtype=torch.double)
+
+
+def randn(*shape):
+    return torch.randn(*shape, dtype=torch.double)
+
+
+def mean(values):
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def dot(a, b):
+    return sum(x * y for x, y in zip(a, b))
+
+
+def times(W, x):
+    return [dot(row, x) for row in W]
+
+
+def plus(x, e):
+    return [a + b for a, b in zip(x, e)]
+
+
+def moment(a, b):
+    """E a b^T.  a, b: lists of vectors"""
+    return tensor([[mean(x[i] * y[j] for x, y in zip(a, b)) for j in range(len(b[0]))]
+                   for i in range(len(a[0]))])
+
+
+# All that can happen: three images, and four augmentations, whose mean is 0
+IMAGES = [[1.0, 0.4, -0.6], [0.2, -1.1, 0.5], [0.9, 0.3, 1.2]]
+NOISE = [[0.5, -0.2, 0.1], [-0.5, 0.2, -0.1], [0.2, 0.4, -0.7], [-0.2, -0.4, 0.7]]
+VIEWS = [(plus(x, e), plus(x, e2)) for x in IMAGES for e in NOISE for e2 in NOISE]
+SAME_NOISE = [(plus(x, e), plus(x, e)) for x in IMAGES for e in NOISE]
+NO_NOISE = [(x, x) for x in IMAGES]
+EYE = torch.eye(2, dtype=torch.double)
+
+
+def J(W_p, W, W_a, views=VIEWS):
+    """E||W_p W x1 - W_a x2||^2 / 2, over all pairs of views.  W_p, W, W_a: tensors"""
+    W_p, W, W_a = W_p.tolist(), W.tolist(), W_a.tolist()
+
+    def distance(x1, x2):
+        return sum((p - t) ** 2 for p, t in zip(times(W_p, times(W, x1)), times(W_a, x2)))
+    return mean(distance(x1, x2) / 2 for x1, x2 in views)
+
+
+def downhill(W_p, W, W_a, views=VIEWS):
+    """Minus the slope of J, of W_p and of W; W_a is a constant: the stop-gradient."""
+    return (-slope(lambda w: J(w, W, W_a, views), W_p), -slope(lambda w: J(W_p, w, W_a, views), W))
+
+
+def moved(flow, *state):
+    """What the flow gives at a state."""
+    if flow is None:
+        raise Wrong("nothing is returned: write a function `flow` inside, and return it")
+    if not callable(flow):
+        raise Wrong("a flow has to be returned, which is a function of the state")
+    found = flow(*(x.clone() for x in state))
+    if not isinstance(found, (tuple, list)) or len(found) != len(state):
+        raise Wrong(f"the flow has to return a tuple of {len(state)}, one entry for each of its "
+                    "arguments; a tuple of one is (x,)")
+    return found
+
+
+# ----------------------------------------------------------------------------------- toy_dynamics
+
+def check_lemma1():
+    alpha_p, eta, beta = 1.7, 0.3, 0.6
+    W_p, W, W_a = randn(2, 2), randn(2, 3), randn(2, 3)
+    X, X_aug = moment(IMAGES, IMAGES), moment(NOISE, NOISE)
+    d_p, d, d_a = moved(T.lemma1(X, X_aug, alpha_p, eta, beta), W_p, W, W_a)
+    down_p, down = downhill(W_p, W, W_a)
+    same_p, same = downhill(W_p, W, W_a, SAME_NOISE)
+    none_p, none = downhill(W_p, W, W_a, NO_NOISE)
+    through = downhill(EYE, W_p @ W, W_a)[1]            # minus the slope of the product W_p W
+    compare(d_p, alpha_p * down_p - eta * W_p, {
+        "the sign: a flow goes downhill": -alpha_p * down_p - eta * W_p,
+        "the sign, of the decay too: a flow goes downhill": -alpha_p * down_p + eta * W_p,
+        "the sign of the weight decay: it makes W_p smaller": alpha_p * down_p + eta * W_p,
+        "there is no weight decay eta": alpha_p * down_p,
+        "alpha_p is missing: the predictor's rate": down_p - eta * W_p,
+        "alpha_p multiplies the weight decay too: it is of the gradient":
+            alpha_p * (down_p - eta * W_p),
+        "a factor 2: J has 1/2 before E": 2 * alpha_p * down_p - eta * W_p,
+        "X' in both terms: the views' noises are independent, so E x2 x1^T = X":
+            alpha_p * same_p - eta * W_p,
+        "the noise X' is missing: E x1 x1^T = X + X'": alpha_p * none_p - eta * W_p,
+        "W_a^T where W^T belongs: what W_p sees is W x1":
+            alpha_p * through @ W_a.T - eta * W_p,
+        "transposed: dW_p is the error times W^T": alpha_p * down_p.T - eta * W_p}, "dW_p")
+    compare(d, down - eta * W, {
+        "the sign: a flow goes downhill": -down - eta * W,
+        "the sign, of the decay too: a flow goes downhill": -down + eta * W,
+        "the sign of the weight decay: it makes W smaller": down + eta * W,
+        "there is no weight decay eta": down,
+        "alpha_p is in it: the predictor's rate is W_p's alone": alpha_p * down - eta * W,
+        "W_p is not transposed": W_p @ through - eta * W,
+        "W_p is missing: the gradient comes back through the predictor": through - eta * W,
+        "X' in both terms: the views' noises are independent, so E x2 x1^T = X": same - eta * W,
+        "the noise X' is missing: E x1 x1^T = X + X'": none - eta * W}, "dW")
+    compare(d_a, beta * (W - W_a), {
+        "the sign: the target moves towards W": beta * (W_a - W),
+        "beta is missing": W - W_a,
+        "there is no weight decay on the target": beta * (W - W_a) - eta * W_a,
+        "no stop-gradient: this is minus J's gradient of W_a, which gets none":
+            -slope(lambda w: J(W_p, W, w), W_a)}, "dW_a")
+
+
+def check_no_predictor():
+    eta, W = 0.3, randn(2, 3)
+    found, = moved(T.no_predictor(moment(NOISE, NOISE), eta), W)
+    down = downhill(EYE, W, W)[1]
+    both = -slope(lambda w: J(EYE, w, w), W)
+    compare(found, down - eta * W, {
+        "a factor 2: without the stop-gradient both paths would learn": both - eta * W,
+        "the sign: a flow goes downhill, so that W decays": -down + eta * W,
+        "the sign of the gradient's part": -down - eta * W,
+        "the sign of the weight decay: it makes W smaller": down + eta * W,
+        "there is no weight decay eta": down,
+        "transposed: W is [K, D], and so is dW": (down - eta * W).T,
+        "eta is added to every entry of X': eta I has it on the diagonal":
+            down - eta * W.sum(1, keepdim=True).expand(2, 3)}, "dW")
+
+
+def mode(p, s, tau, sigma2, alpha_p=1.0, eta=0.0, beta=math.inf):
+    """One eigenvalue, in numbers: the net is w with w^2 = s, the predictor p, the target tau w,
+    E x1^2 = 1 + sigma2 and E x1 x2 = 1.  -> how p, s, tau move"""
+    w = math.sqrt(s)
+
+    def loss(pair):
+        q, v = pair.tolist()
+        return ((q * v) ** 2 * (1 + sigma2) - 2 * q * v * (tau * w) + (tau * w) ** 2) / 2
+
+    down = -slope(loss, tensor([p, w]))
+    dp, dw = alpha_p * down[0].item() - eta * p, down[1].item() - eta * w
+    ds = 2 * w * dw
+    dtau = 0.0
+    if beta < math.inf:
+        dtau = (beta * (w - tau * w) - tau * dw) / w    # of tau = W_a / w, by the quotient rule
+    return dp, ds, dtau
+
+
+def check_decoupled():
+    p, s, tau = tensor([0.3, 0.9, 0.5]), tensor([0.5, 0.1, 0.8]), tensor([0.7, 0.9, 0.4])
+    sigma2, alpha_p, eta, beta = 0.2, 1.6, 0.05, 0.4
+
+    def expected(tau=tau, beta=(beta,) * 3, **change):
+        numbers = {"sigma2": sigma2, "alpha_p": alpha_p, "eta": eta} | change
+        return tensor([mode(*state, beta=b, **numbers) for *state, b in
+                       zip(p.tolist(), s.tolist(), tau.tolist(), beta)]).T
+
+    def found(beta):
+        entries = moved(T.decoupled(sigma2, alpha_p, eta, beta), p, s, tau)
+        return [torch.as_tensor(entry).expand(3) for entry in entries]
+
+    dp, ds, dtau = found(beta)
+    e_p, e_s, e_tau = expected()
+    compare(dp, e_p, {
+        "alpha_p is missing: the predictor's rate": expected(alpha_p=1)[0],
+        "alpha_p multiplies the weight decay too": alpha_p * expected(alpha_p=1)[0],
+        "there is no weight decay eta": expected(eta=0)[0],
+        "the noise is missing: 1 + sigma2 multiplies p": expected(sigma2=0)[0],
+        "tau is missing: the target is tau W": expected(tau=torch.ones(3))[0],
+        "s is missing: E x1 x1^T is seen through W": (e_p + eta * p) / s - eta * p,
+        "the root of s in place of s": (e_p + eta * p) / s.sqrt() - eta * p,
+        "half of the gradient: {A, B} = AB + BA is 2 ps here": (e_p + eta * p) / 2 - eta * p,
+        "the sign": -e_p}, "dp")
+    gradient = e_s + 2 * eta * s
+    compare(ds, e_s, {
+        "half of it: s = w^2, so ds = 2 w dw": e_s / 2,
+        "the weight decay of s = w^2 is 2 eta": e_s + eta * s,
+        "there is no weight decay": gradient,
+        "the gradient's part lacks a 2: {A, B} = AB + BA": gradient / 2 - 2 * eta * s,
+        "alpha_p is in it: the predictor's rate is p's alone": alpha_p * gradient - 2 * eta * s,
+        "p is missing: the gradient comes back through the predictor": gradient / p - 2 * eta * s,
+        "the noise is missing: 1 + sigma2 multiplies p": expected(sigma2=0)[1],
+        "tau is missing: the target is tau W": expected(tau=torch.ones(3))[1],
+        "the sign": -e_s}, "ds")
+    follows, change = beta * (1 - tau), tau * e_s / (2 * s)
+    compare(dtau, e_tau, {
+        "W moves too: tau = W_a / W, so the quotient rule has a second term": follows,
+        "s is w^2: dw / w is ds / 2s, not ds / s": follows - 2 * change,
+        "the sign of the second term: where W grows, tau falls": follows + change,
+        "the sign: the target moves towards W, so tau towards 1": -follows - change,
+        "beta is missing": follows / beta - change}, "dtau")
+    stays = found(math.inf)[2]
+    if not stays.isfinite().all():
+        raise Wrong("dtau at beta = inf is no number: without an EMA tau stays, so dtau is 0")
+    compare(stays, torch.zeros(3), {
+        "tau stays, although W moves: dtau is 0": -change}, "dtau at beta = inf")
+    betas = (math.inf, 0.4, 2.0)
+    try:
+        entries = found(tensor(betas))
+    except (RuntimeError, TypeError, ValueError):
+        raise Wrong("beta may be a tensor, inf in some of its entries: `if` can't choose there, "
+                    "torch.where can")
+    if not entries[2].isfinite().all():
+        raise Wrong("dtau is no number where an entry of beta is inf: it is 0 there")
+    compare(tuple(entries), tuple(expected(beta=betas)), what="with a tensor beta, dp, ds, dtau")
+    by_hand = moved(T.decoupled(0.2, 2.0, 0.05, 0.5), tensor(0.5), tensor(0.4), tensor(0.8))
+    compare(by_hand, (0.135, 0.04, 0.06), what="at p = 0.5, s = 0.4, tau = 0.8")
+
+
+def rest(low, high, *numbers):
+    """Where between low and high dp changes its sign, on the parabola s = p^2: by bisection."""
+    def dp(p):
+        sigma2, eta, tau = numbers
+        return mode(p, p * p, tau, sigma2, eta=eta)[0]
+
+    rises = dp(high) > 0
+    for _ in range(40):
+        middle = (low + high) / 2
+        if (dp(middle) > 0) == rises:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def roots(a, b, c):
+    """Of a p^2 - b p + c"""
+    root = math.sqrt(b * b - 4 * a * c)
+    return (b - root) / (2 * a), (b + root) / (2 * a)
+
+
+def check_fixed_points():
+    # at eta = 0.02 p- and p+ as published; dp is largest between them
+    for sigma2, eta, tau, between in ((0.2, 0.02, 1.0, 0.4), (0.5, 0.05, 0.8, 0.25)):
+        numbers = (sigma2, eta, tau)
+        low, high = rest(1e-3, between, *numbers), rest(between, 2.0, *numbers)
+        a = 1 + sigma2
+        compare(T.fixed_points(*numbers), (low, high), {
+            "p- is the first, the smaller one": (high, low),
+            "1 + sigma2 is missing: it multiplies p": roots(1, tau, eta),
+            "tau is missing": roots(a, 1, eta),
+            "the 2 of the denominator 2 (1 + sigma2) is missing": (2 * low, 2 * high),
+            "the denominator is 2 (1 + sigma2), not 2": (a * low, a * high),
+            "the sign of eta: weight decay pulls p to 0": roots(a, tau, -eta),
+            "these are the fixed points' negatives": (-low, -high),
+            "the flow is p^2 (...) - eta p: divide it by p first": (0, high)},
+            f"p-, p+ at sigma2 = {sigma2}, eta = {eta}, tau = {tau}")
+    compare(T.fixed_points(0.2, 0.02), (0.020505, 0.812829), what="p-, p+ at tau = 1")
+    for numbers in ((0.2, 0.3), (0.2, 0.02, 0.2)):
+        try:
+            found = T.fixed_points(*numbers)
+        except ValueError:
+            raise Wrong("the root of a negative number: where there is none but 0, nan, nan")
+        if found is None or any(isinstance(p, complex) or not math.isnan(p) for p in found):
+            raise Wrong("where tau^2 < 4 eta (1 + sigma2) there is no fixed point but 0: nan, nan")
+
+
+# -------------------------------------------------------------------------------------- toy_patch
+
+def under_root(variance):
+    return math.sqrt(variance + 1e-8)
+
+
+def normal(values, divisor=under_root, less=0, centred=True):
+    m = mean(values)
+    variance = sum((x - m) ** 2 for x in values) / (len(values) - less)
+    return [(x - m * centred) / divisor(variance) for x in values]
+
+
+def over_images(x, **change):
+    """batch_norm in loops: each neuron's values over the images of its run.  x: [S, N, m]"""
+    return tensor([[normal(neuron, **change) for neuron in run] for run in x.mT.tolist()]).mT
+
+
+def check_batch_norm():
+    x = randn(2, 5, 3) * tensor([3, 1e-3, 1]) + tensor([1, 0, -2])      # [S, N, m]
+    compare(P.batch_norm(x), over_images(x), {
+        "the mean is not subtracted": over_images(x, centred=False),
+        "the variance has N - 1 in the denominator: unbiased=False": over_images(x, less=1),
+        "divided by the variance, not by its root":
+            over_images(x, divisor=lambda variance: variance + 1e-8),
+        "1e-8 is missing: it is added to the variance": over_images(x, divisor=math.sqrt),
+        "1e-8 is added to the variance, not to its root":
+            over_images(x, divisor=lambda variance: math.sqrt(variance) + 1e-8),
+        "1e-5 is too much here, where variances are small: 1e-8":
+            over_images(x, divisor=lambda variance: math.sqrt(variance + 1e-5)),
+        "over the neurons: the axis is that of the N images": over_images(x.mT).mT,
+        "over the runs: the axis is that of the N images":
+            over_images(x.transpose(0, 1)).transpose(0, 1),
+        "over all runs together: each of the S runs has its own mean":
+            over_images(x.reshape(1, 10, 3)).view(2, 5, 3)})
+    x, weights = randn(2, 5, 3).requires_grad_(), randn(2, 5, 3)
+    found, = gradients((P.batch_norm(x) * weights).sum(), x)
+    x = x.detach()
+    std = x.std(1, keepdim=True, unbiased=False)
+    compare(found, slope(lambda x: (over_images(x) * weights).sum().item(), x), {
+        "there is none": torch.zeros_like(x),
+        "mean and variance are detached: the gradient goes through both": weights / std,
+        "the variance is detached: the gradient goes through it":
+            (weights - weights.mean(1, keepdim=True)) / std}, "the gradient", tolerance=1e-4)
+
+
+def cubes(W, sign, feature, noise, length, copies=2, power=3, at_last=False):
+    """phi in loops, patch by patch.  at_last: the power of the sum"""
+    W, noise, length = W.tolist(), noise.tolist(), length.tolist()
+    out = []
+    for s in range(len(W)):
+        for n in range(len(noise[s])):
+            v = [0.0] * len(W[s][0])
+            k = int(feature[s, n])
+            v[k] = length[k] * float(sign[s, n])
+            image = [v] * copies + [[0.0, 0.0, *patch] for patch in noise[s][n]]
+            for w in W[s]:
+                if at_last:
+                    out.append(sum(dot(w, patch) for patch in image) ** power)
+                else:
+                    out.append(sum(dot(w, patch) ** power for patch in image))
+    return tensor(out).view(len(W), -1, len(W[0]))
+
+
+def check_phi():
+    W, noise, length = randn(2, 3, 7), randn(2, 6, 4, 5), tensor([2.0, 0.7])
+    feature = torch.tensor([[0, 1, 1, 0, 1, 0], [1, 0, 0, 1, 1, 0]])
+    sign = tensor([[1, -1, 1, -1, -1, 1], [-1, 1, -1, -1, 1, 1]])
+    rest = (feature, noise, length)
+    expected = cubes(W, sign, *rest)
+    compare(P.phi(W, sign, *rest), expected, {
+        "the cube is missing": cubes(W, sign, *rest, power=1),
+        "squares in place of cubes": cubes(W, sign, *rest, power=2),
+        "the cube of the sum: each patch has its own cube": cubes(W, sign, *rest, at_last=True),
+        "one patch has the feature: there are FEATURE_PATCHES": cubes(W, sign, *rest, copies=1),
+        "FEATURE_PATCHES is inside the cube: it counts equal patches":
+            cubes(W, sign, feature, noise, length * 2 ** (2 / 3)),
+        "the sign is missing": cubes(W, torch.ones_like(sign), *rest),
+        "the feature's length is missing": cubes(W, sign, feature, noise, torch.ones(2)),
+        "the feature's length is outside the cube: it belongs to the patch":
+            cubes(W, sign, feature, noise, length ** (1 / 3)),
+        "v1 and v2 are exchanged: 0 is v1": cubes(W, sign, 1 - feature, noise, length),
+        "every image has v1: `feature` says which":
+            cubes(W, sign, torch.zeros_like(feature), noise, length),
+        "the noise patches are missing": cubes(W, sign, feature, 0 * noise, length),
+        "the feature patches are missing": cubes(W, 0 * sign, *rest),
+        "the noise meets the wrong weights: it lives in the last d - 2 dimensions":
+            cubes(torch.cat([W[..., :2], W[..., :5]], 2), sign, *rest),
+        "the mean over the patches in place of the sum": expected / 6,
+        "the mean of the noise patches in place of their sum":
+            cubes(W, sign, feature, noise / 4 ** (1 / 3), length)})
+    W.requires_grad_()
+    if not gradients(P.phi(W, sign, *rest).sum(), W)[0].any():
+        raise Wrong("W gets no gradient")
+
+
+# ---------------------------------------------------------------------------------- toy_landscape
+
+def attraction(f, f2):
+    """E f.f2, of the two views of an image.  f, f2: lists of vectors"""
+    return mean(dot(a, b) for a, b in zip(f, f2))
+
+
+def repulsion(f, f2):
+    """E (f_i.f2_j)^2, of all pairs"""
+    return mean(dot(a, b) ** 2 for a in f for b in f2)
+
+
+def of_spectral(f, f2):
+    return -2 * attraction(f, f2) + repulsion(f, f2)
+
+
+def check_spectral():
+    f, f2 = randn(5, 3) + 0.5, randn(5, 3) - 0.3                            # [N, K]
+    a, b = f.tolist(), f2.tolist()
+    attract, repel = attraction(a, b), repulsion(a, b)
+    positives = sum(dot(x, y) ** 2 for x, y in zip(a, b))
+    compare(L.spectral(f, f2), of_spectral(a, b), {
+        "the 2 before the first term is missing": -attract + repel,
+        "the sign of the first term: views of one image attract each other": 2 * attract + repel,
+        "the sign": -of_spectral(a, b),
+        "the second term is not squared": -2 * attract + mean(dot(x, y) for x in a for y in b),
+        "the square of the mean: the second term is the mean of squares":
+            -2 * attract + mean(dot(x, y) for x in a for y in b) ** 2,
+        "the second term has the positives alone: it is of all pairs i, j":
+            -2 * attract + positives / 5,
+        "the pairs i = j are left out: the mean is of all pairs":
+            -2 * attract + (25 * repel - positives) / 20,
+        "the pairs i = j are set to 0: the mean is of all pairs":
+            -2 * attract + repel - positives / 25,
+        "a sum in place of the second mean": -2 * attract + 25 * repel,
+        "a mean over K too: f.f2 is the sum over the K entries": -2 * attract / 3 + repel,
+        "the first view with itself in the second term": -2 * attract + repulsion(a, a),
+        "transposed: f^T f2 is [K, K], the pairs of images are [N, N]":
+            -2 * attract + repulsion(f.T.tolist(), f2.T.tolist())})
+    live = [x.clone().requires_grad_() for x in (f, f2)]
+    found = gradients(L.spectral(*live), *live)
+    expected = (slope(lambda x: of_spectral(x.tolist(), b), f),
+                slope(lambda x: of_spectral(a, x.tolist()), f2))
+    if expected[0].any() and not (found[0].any() and found[1].any()):
+        raise Wrong("one view is detached: there is no stop-gradient in this loss")
+    compare(found, expected, what="the gradient")
+
+
+def check_B_spectral():
+    x = randn(4, 3) + 0.5                                                   # [N, D]
+    x2 = x + 0.7 * randn(4, 3)
+    a, b, h = x.tolist(), x2.tolist(), 1e-4
+
+    def loss(w):
+        """Of one row of W: an embedding of one number"""
+        return of_spectral([[dot(w, r)] for r in a], [[dot(w, r)] for r in b])
+
+    def second(i, j):
+        """The second derivative at W = 0"""
+        total = 0.0
+        for one in (1, -1):
+            for two in (1, -1):
+                w = [0.0] * 3
+                w[i] += one * h
+                w[j] += two * h
+                total += one * two * loss(w)
+        return total / (4 * h * h)
+
+    B = -tensor([[second(i, j) for j in range(3)] for i in range(3)]) / 2
+    M = moment(a, b)
+    middle, middle2 = ([mean(column) for column in zip(*view)] for view in (a, b))
+    of_means, images = moment([middle], [middle2]), moment(list(zip(*a)), list(zip(*b)))
+    compare(L.B_spectral(x, x2), B, {
+        "not symmetric: a quadratic form w^T M w has the Hessian M + M^T": 2 * M,
+        "not symmetric, and half of it": M,
+        "half of it: the loss has -2 E f.f2": B / 2,
+        "the sign: L = const - Tr[W B W^T]": -B,
+        "this is the Hessian: B is -1/2 of it": -2 * B,
+        "a sum over the batch in place of the mean": 4 * B,
+        "the means are subtracted: E (f_i.f2_j)^2 is of fourth order in W, and B of second":
+            B - of_means - of_means.T,
+        "one view with itself: positives are x and x2": 2 * moment(a, a),
+        "x x2^T has the shape [N, N]: B is [D, D]": (images + images.T) * 3 / 4,
+        "x x2^T has the shape [N, N], and is summed: B is [D, D]": (images + images.T) * 3}, "B")
+
+
+def check_rank_of_theory():
+    A, C = (3.0, 1.5, 1.0, 0.5, 0.2), (0.3, 0.3, 2.0, 0.2, 0.6)
+    weights = (0.5, 1, 1.4, 1.5, 2, 4, 8, 12)
+    by_hand = tensor([5, 5, 4, 3, 3, 2, 1, 0])
+    found = [L.rank_of_theory(a) for a in weights]
+    if any(isinstance(rank, (list, tuple)) for rank in found):
+        raise Wrong("a list is returned: how many entries are positive?")
+    found = None if any(rank is None for rank in found) else tensor([float(r) for r in found])
+
+    def count(lives):
+        return tensor([float(sum(lives(a, A_k, c) for A_k, c in zip(A, C))) for a in weights])
+
+    compare(found, by_hand, {
+        "a dimension whose eigenvalue is 0 (a = 1.5) does not live: the quartic ends it":
+            count(lambda a, A_k, c: A_k + (1 - a) * c >= 0),
+        "the dead ones are counted": count(lambda a, A_k, c: A_k + (1 - a) * c < 0),
+        "B = A0 + (1 - a) C, not A0 - a C": count(lambda a, A_k, c: A_k - a * c > 0),
+        "always 5: where a is large, eigenvalues of B are negative": torch.full((8,), 5.0),
+        "eigenvalues that are not 0 are counted: negative ones collapse":
+            count(lambda a, A_k, c: A_k + (1 - a) * c != 0)},
+        "the ranks at a = " + ", ".join(map(str, weights)))
+
+
+CHECKS = {"toy_dynamics.lemma1": check_lemma1, "toy_dynamics.no_predictor": check_no_predictor,
+          "toy_dynamics.decoupled": check_decoupled,
+          "toy_dynamics.fixed_points": check_fixed_points,
+          "toy_patch.batch_norm": check_batch_norm, "toy_patch.phi": check_phi,
+          "toy_landscape.spectral": check_spectral, "toy_landscape.B_spectral": check_B_spectral,
+          "toy_landscape.rank_of_theory": check_rank_of_theory}
+
+if __name__ == "__main__":
+    checking.main(CHECKS)
