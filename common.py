@@ -37,8 +37,8 @@ def fail(why):
 # ---------------------------------------------------------------------------- arguments and device
 
 FLAGS = {                                                  # of every script: default, help
-    "data": ("patches", "patches, cifar10, cifar100, stl10, fashionmnist, or a folder with "
-                        "train/<class>/* and test/ or val/"),
+    "data": ("patches", "patches, cifar10, cifar100, stl10, fashionmnist, or a folder: "
+                        "train/<class>/* and test/ or val/, or any images without labels"),
     "data_dir": ("data", "where torchvision downloads to"),
     "size": (32, "images are resized to this many pixels a side"),
     "limit": (0, "train on a class-balanced subset of this many images (0: all)"),
@@ -177,10 +177,10 @@ def gather(z):
 @dataclass
 class Data:
     train_x: torch.Tensor      # uint8 [N, 3, H, W]; test_x likewise
-    train_y: torch.Tensor      # int64 [N], -1 where an image has no label (STL-10's 100 000)
+    train_y: torch.Tensor      # int64 [N], -1 where an image has no label
     test_x: torch.Tensor
     test_y: torch.Tensor
-    classes: list              # names
+    classes: list              # names; none where no image has a label
     mean: torch.Tensor         # [3], of the training images in 0..1; std likewise
     std: torch.Tensor
 
@@ -215,7 +215,8 @@ def balanced_subset(labels, limit):
 
     labels: int64 [N] -> int64 [M]"""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    order = order[labels[order] >= 0]
+    if (labels >= 0).any():
+        order = order[labels[order] >= 0]
     place = torch.empty(len(order), dtype=torch.long)     # how many of its class come before it
     for c in labels.unique():
         place[labels[order] == c] = torch.arange(int((labels[order] == c).sum()))
@@ -285,34 +286,50 @@ def from_torchvision(name, data_dir, size):
 
 
 def from_folder(root, size, limit):
-    """train/<class>/* and test/ or val/; short side `size` pixels, RGB, cut at the centre."""
-    test = root / "test" if (root / "test").is_dir() else root / "val"
+    """A folder of images: short side `size` pixels, RGB, cut at the centre.
+
+    train/<class>/* and test/ or val/ with the same classes; without those a tenth of each class is
+    held out; without train/, every image at any depth is taken, without labels, a tenth held out.
+    -> the five parts of Data; labels are -1 and classes [] where there are none"""
+    def images_in(folder, y):
+        return [(file, y) for file in sorted(folder.rglob("*")) if file.is_file()
+                and file.suffix.lower() in torchvision.datasets.folder.IMG_EXTENSIONS]
+
     if not root.is_dir():
         fail(f"--data {root}: no such data set or folder; use one of {FLAGS['data'][1]}")
-    if not (root / "train").is_dir() or not test.is_dir():
-        fail(f"--data {root}: needs the folders train/ and test/ (or val/), each with one folder "
-             f"of images a class")
-    classes = sorted(d.name for d in (root / "train").iterdir() if d.is_dir())
-    if len(classes) < 2:
-        fail(f"--data {root}: train/ has {len(classes)} class folders; kNN needs two or more, "
-             f"train/<class>/*")
+    train, test = root / "train", root / "test" if (root / "test").is_dir() else root / "val"
+    classes, parts = [], [images_in(root, -1)]
+    if train.is_dir():
+        classes = sorted(d.name for d in train.iterdir() if d.is_dir())
+        parts = [[pair for y, c in enumerate(classes) for pair in images_in(train / c, y)]]
+        if len(classes) < 2:
+            fail(f"--data {root}: train/ has {len(classes)} class folders; kNN needs two or more, "
+                 f"train/<class>/*; for images without labels name {train} itself")
+    if classes and test.is_dir():
+        parts.append([pair for y, c in enumerate(classes) for pair in images_in(test / c, y)])
+        if more := {d.name for d in test.iterdir() if d.is_dir()} - {*classes}:
+            fail(f"--data {root}: {test.name}/ has the class {min(more)}, which train/ lacks")
+    else:
+        parts = [[pair for i, pair in enumerate(parts[0]) if i % 10], parts[0][::10]]
+        if rank() == 0:
+            print(f"{root}: every tenth image is held out for testing"
+                  f"{'' if classes else '; no labels, so neither kNN nor linear probe'}")
+
     out = []
-    for folder in (root / "train", test):
-        files = [(file, y) for y, c in enumerate(classes) for file in sorted(folder.glob(f"{c}/*"))
-                 if file.suffix.lower() in torchvision.datasets.folder.IMG_EXTENSIONS]
-        if limit and folder is not test:                          # no need to decode the others
+    for name, files in zip(("train", "test"), parts):
+        if limit and name == "train":                             # no need to decode the others
             chosen = balanced_subset(torch.tensor([y for _, y in files]), limit)
             files = [files[i] for i in chosen]
         with ThreadPoolExecutor() as pool:
             images = pool.map(lambda file_y: decode(file_y[0], size), files)
-            images = list(tqdm(images, f"decoding {folder}", len(files), leave=False,
+            images = list(tqdm(images, f"decoding, {name}", len(files), leave=False,
                                disable=True if rank() else None))
         bad = [str(file) for (file, _), image in zip(files, images) if image is None]
         if len(bad) == len(files):
             seen = f", of {len(bad)} files (first: {bad[0]})" if bad else ""
-            fail(f"--data {root}: no readable image in {folder}/<class>/{seen}")
+            fail(f"--data {root}: no readable image to {name} on{seen}")
         if bad and rank() == 0:
-            print(f"skipped {len(bad)} of {len(files)} images in {folder} that cannot be read: "
+            print(f"skipped {len(bad)} of {len(files)} images to {name} on that cannot be read: "
                   f"{', '.join(bad[:5])}")
         labels = [y for (_, y), image in zip(files, images) if image is not None]
         images = [image for image in images if image is not None]
@@ -324,7 +341,10 @@ def decode(file, size):
     """-> uint8 [3, size, size], or None where the file is no readable image."""
     from PIL import Image, ImageOps                                # torchvision's own image library
     try:
-        image = ImageOps.fit(Image.open(file).convert("RGB"), (size, size), Image.BICUBIC)
+        image = Image.open(file)
+        if image.mode.startswith("I"):                             # 16 bits a pixel
+            image = image.point(lambda value: value * (1 / 256), "L")
+        image = ImageOps.fit(image.convert("RGB"), (size, size), Image.BICUBIC)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
@@ -481,9 +501,11 @@ def collapse_metrics(z):
                     collapse
     m_o, m_r        length of the centre o = mean(Z), mean length of the residuals Z - o: 0 and 1
                     healthy (Zhang et al. 3.1)
-    effective_rank  exp(entropy of the eigenvalues of Cov(Z), normalised to sum 1): small after
-                    dimensional collapse; after complete collapse it is that of rounding noise
-    covariance      squared off-diagonal entries of Cov(Z), summed, over D (their Algorithm 5)"""
+    effective_rank  exp(entropy of the eigenvalues of Cov(Z), normalised to sum 1, where 0 log 0
+                    is 0): small after dimensional collapse; after complete collapse it is noise
+    covariance      squared off-diagonal entries of Cov(Z), summed, over D (their Algorithm 5)
+
+    Standard deviation and Cov are over B - 1."""
     Z = F.normalize(z.float().cpu(), dim=1)
     (n, d), o = Z.shape, Z.mean(0)
     R = Z - o
@@ -520,9 +542,9 @@ def extract_features(net, x, mean, std, batch_size=500):
 def labelled_features(net, data, few=False):
     """-> train_feats, train_labels, test_feats, test_labels, for knn_accuracy and linear_probe.
 
-    Of the images with a label; few: of 64 of them."""
+    Of the images with a label, if there are any; few: of 64 of them."""
     n = 64 if few else len(data.train_x) + len(data.test_x)
-    labelled = data.train_y >= 0
+    labelled = (data.train_y >= 0) | (not data.classes)
     train_x, train_y = data.train_x[labelled][:n], data.train_y[labelled][:n]
     return (extract_features(net, train_x, data.mean, data.std), train_y,
             extract_features(net, data.test_x[:n], data.mean, data.std), data.test_y[:n])
@@ -839,14 +861,16 @@ class Run:
         views = {name: gather(torch.cat(list(xs)).detach()) for name, xs in views.items()}
         if not self.is_first:
             return
-        a, knn, backbone = self.args, math.nan, self.model.encoder.backbone
+        a, backbone = self.args, self.model.encoder.backbone
         seen = self.epoch * self.steps * a.batch_size
-        if self.epoch in (0, a.epochs) or self.epoch % a.eval_every == 0:
-            knn = knn_accuracy(*labelled_features(backbone, self.data, few=a.dry_run))
         row = {"epoch": self.epoch, "seconds": self.seconds,
                "images_per_second": seen / max(self.seconds, 1e-9),
                "lr": self.optimizer.param_groups[0]["lr"], "loss": loss,
-               **collapse_metrics(views.pop("z")), "knn": knn}
+               **collapse_metrics(views.pop("z"))}
+        if self.data.classes:
+            row["knn"] = math.nan
+            if self.epoch in (0, a.epochs) or self.epoch % a.eval_every == 0:
+                row["knn"] = knn_accuracy(*labelled_features(backbone, self.data, few=a.dry_run))
         for name, x in views.items():
             found = collapse_metrics(x)
             row |= {f"{key}_{name}": found[key] for key in ("std", "m_o", "effective_rank")}
@@ -869,13 +893,16 @@ class Run:
         if not self.is_first:
             return None
         last, few = self.history[-1], self.args.dry_run
-        feats = labelled_features(self.model.encoder.backbone, self.data, few)
-        result = {"verdict": verdict(last["m_o"], last["effective_rank"]),
-                  "linear": linear_probe(*feats, 2 if few else 100)[0],
-                  "knn_untrained": self.history[0]["knn"], **last, **found}
+        result = {"verdict": verdict(last["m_o"], last["effective_rank"])}
+        if self.data.classes:
+            feats = labelled_features(self.model.encoder.backbone, self.data, few)
+            result["linear"] = linear_probe(*feats, 2 if few else 100)[0]
+            result["knn_untrained"] = self.history[0]["knn"]
+        result |= last | found
         self.draw()
         write_json(self.folder / "result.json", result)
-        print(f"collapse: {result['verdict']}; linear probe {result['linear']:.1f} %")
+        probe = f"; linear probe {result['linear']:.1f} %" if self.data.classes else ""
+        print(f"collapse: {result['verdict']}{probe}")
         return result
 
     def draw(self):
@@ -898,11 +925,14 @@ class Run:
         twin.tick_params(axis="y", colors="C2")
         middle.legend(handles=middle.lines + twin.lines, fontsize=8, loc="upper center",
                       bbox_to_anchor=(0.5, -0.17), ncols=3)
-        known = [(epoch, knn) for epoch, knn in zip(epochs, curve["knn"]) if knn == knn]
-        right.plot(*zip(*known), label="kNN")
-        right.axhline(curve["knn"][0], color="gray", ls="--", label="untrained net")
-        right.set(title="kNN accuracy of the backbone (%)", xlabel="epoch", ylim=(0, 100))
-        right.legend(fontsize=8, loc="lower right")
+        if self.data.classes:
+            known = [(epoch, knn) for epoch, knn in zip(epochs, curve["knn"]) if knn == knn]
+            right.plot(*zip(*known), label="kNN")
+            right.axhline(curve["knn"][0], color="gray", ls="--", label="untrained net")
+            right.set(title="kNN accuracy of the backbone (%)", xlabel="epoch", ylim=(0, 100))
+            right.legend(fontsize=8, loc="lower right")
+        else:
+            figure.delaxes(right)
         save_figure(figure, self.folder / "curves.png")
         self.drawn = time.perf_counter()
 

@@ -430,7 +430,7 @@ def markdown(records, columns, table, only=()):
             digits = next((n for n, names in DIGITS.items() if column in names.split()), 2)
             line.append(cell([record[column] for record in mine if column in record], digits))
         lines.append(line)
-    if "knn" in columns:
+    if "knn" in columns and "knn_untrained" in records[0]:
         first = [record for record in records if record["label"] == records[0]["label"]]
         line = ["untrained net"] + [""] * (len(head) - 1)
         line[head.index("knn")] = cell([record["knn_untrained"] for record in first], 1)
@@ -490,6 +490,8 @@ def draw(jobs, columns, name):
     labels = list(dict.fromkeys(job.label for job in jobs))
     n = math.ceil(len(labels) / math.ceil(len(labels) / 6))
     groups = [labels[i:i + n] for i in range(0, len(labels), n)]
+    known = common.read_csv(jobs[0].folder / name)[0]
+    columns = [column for column in columns if column in known]      # no knn without labels
     size = 3.4 * len(columns) + 2.5, 0.5 + 2.9 * len(groups)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(groups), len(columns), squeeze=False, sharey="col")

@@ -194,10 +194,11 @@ def report(run):
         return {}
     d0, encoder, epochs = run.args.d0, run.model.encoder, 2 if run.args.dry_run else 100
     train_r, train_y, r, y = common.labelled_features(encoder.backbone, run.data, run.args.dry_run)
-    found = {"linear_first": common.linear_probe(train_r[:, :d0], train_y, r[:, :d0], y, epochs)[0]}
-    if d0 < r.shape[1]:
-        rest = common.linear_probe(train_r[:, d0:], train_y, r[:, d0:], y, epochs)
-        found["linear_rest"] = rest[0]
+    found, parts = {}, {"linear_first": slice(d0), "linear_rest": slice(d0, None)}
+    for name, part in parts.items():
+        if run.data.classes and r[:, part].numel():
+            probe = common.linear_probe(train_r[:, part], train_y, r[:, part], y, epochs)
+            found[name] = probe[0]
     with torch.no_grad():
         z = encoder.projector.eval()(r)
     encoder.projector.train()

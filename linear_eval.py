@@ -41,6 +41,8 @@ def main(argv=None):
     saved = argparse.Namespace(**saved | {"device": args.device})
     device = common.setup(saved)                           # the run's seed: the net it started from
     data = common.load_data(saved.data, saved.data_dir, saved.size, device, saved.limit)
+    if not data.classes:
+        common.fail(f"{saved.data} has no labels, so there is nothing to probe for or to vote on")
     model = importlib.import_module(saved.script).build(saved)
     model = model.to(device, memory_format=torch.channels_last)
     net = model.encoder if args.layer == "projection" else model.encoder.backbone

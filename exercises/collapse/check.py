@@ -60,19 +60,30 @@ class Siamese:
         b = torch.tensor(BIAS, dtype=torch.double)
         net = SimpleNamespace(predictor=lambda z: z @ live[2].T + b,
                               inverse=lambda p: p @ live[3].T + b)
-        value = loss(net, live[0], live[1])
-        value = value[0] if isinstance(value, tuple) else value
-        return value if value is None else (value.item(), *gradients(value, *live))
+        returned = loss(net, live[0], live[1])
+        if not isinstance(returned, tuple) or len(returned) != 3:
+            raise checking.Wrong("return three things: the loss, p1, p2 (None, None without h)")
+        return (returned[0].item(), *gradients(returned[0], *live)), returned[1:]
 
 
-def check_loss(student, definition, mistakes):
+def check_loss(student, definition, mistakes, predictions=True):
     case = Siamese()
-    found = case.found(student)
-    if found is None:
-        raise checking.Wrong("nothing is returned")
+    found, p = case.found(student)
     expected = case.expected(definition)
     if checking.same(found, expected, 1e-5):
+        for z, p_found in zip((case.z1, case.z2), p):
+            z = unit(z.tolist()) if student is M.simsiam_l2 else z.tolist()
+            if predictions:
+                compare(p_found, torch.tensor(linear(case.W.tolist(), z)), what="p1 or p2")
+            elif p_found is not None:
+                raise checking.Wrong("there is no predictor: return None, None for p1, p2")
         return
+    try:
+        check_D()
+    except Exception:
+        raise checking.Wrong("the loss is wrong, but so is D: correct that first")
+    mistakes = mistakes | {"the two directions are added, not averaged":
+                           lambda *x: 2 * definition(*x)}
     for words, wrong in mistakes.items():
         if checking.same(found, case.expected(wrong), 1e-5):
             raise checking.Wrong(words)
@@ -146,8 +157,7 @@ def check_simsiam():
                 distance(linear(W, z1), t1) / 2 + distance(linear(W, z2), t2) / 2,
         "one direction alone: the views have to be exchanged too":
             lambda z1, z2, t1, t2, W, V, U, Q: distance(linear(W, z1), t2),
-        "the two directions are added, not averaged":
-            lambda *x: 2 * of_simsiam(*x)})
+        "the target is p2: that is `symmetric`": of_symmetric})
 
 
 def check_no_stopgrad():
@@ -158,11 +168,12 @@ def check_no_stopgrad():
 
 def check_naive():
     check_loss(M.naive, of_naive, {
-        "there is a predictor in it: Fig. 2 (a) has none": of_no_stopgrad,
+        "there is a predictor in it: `naive` has none": of_no_stopgrad,
         "one of the two is detached: the gradient is half of what it should be":
             lambda z1, z2, t1, t2, *h: distance(z1, t2),
         "both directions are detached: that halves the gradient":
-            lambda z1, z2, t1, t2, *h: distance(z1, t2) / 2 + distance(z2, t1) / 2})
+            lambda z1, z2, t1, t2, *h: distance(z1, t2) / 2 + distance(z2, t1) / 2},
+        predictions=False)
 
 
 def check_mirror():
@@ -173,7 +184,10 @@ def check_mirror():
                 distance(z1, linear(V, t2)) / 2 + distance(z2, linear(V, t1)) / 2,
         "no stop-gradient: z has to be detached where it enters h":
             lambda z1, z2, t1, t2, W, V, U, Q:
-                distance(z1, linear(W, z2)) / 2 + distance(z2, linear(W, z1)) / 2})
+                distance(z1, linear(W, z2)) / 2 + distance(z2, linear(W, z1)) / 2,
+        "z1 is detached too, so that f learns nothing":
+            lambda z1, z2, t1, t2, W, V, U, Q:
+                distance(t1, linear(W, t2)) / 2 + distance(t2, linear(W, t1)) / 2})
 
 
 def check_symmetric():
@@ -188,24 +202,39 @@ def check_symmetric():
 
 
 def check_inverse():
-    def without(part):
-        def loss(z1, z2, t1, t2, W, V, U, Q):
-            live = (z1, z2, t1, t2, W, V, U, Q)
-            trains_h = of_simsiam(t1, t2, t1, t2, W, V, U, Q)
-            trains_h_inv = sum(distance(linear(U, linear(V, t)), t) / 2 for t in (t1, t2))
-            return of_inverse(*live) - (trains_h if part == "h" else trains_h_inv)
-        return loss
+    def parts(z1, z2, t1, t2, W, V, U, Q):
+        """The three terms, and each as somebody may have it."""
+        h, h_inv = of_simsiam(t1, t2, t1, t2, W, V, U, Q), linear(U, linear(V, t1))
+        h_inv = distance(h_inv, t1) / 2 + distance(linear(U, linear(V, t2)), t2) / 2
+        p1, p2, q1, q2 = linear(W, z1), linear(W, z2), linear(V, t1), linear(V, t2)
 
+        def enc(target1, target2, a=p1, b=p2):
+            return distance(a, target2) / 2 + distance(b, target1) / 2
+        right = enc(linear(Q, q1), linear(Q, q2))
+        return {
+            "the term that trains h alone is missing: D(h(sg z1), sg z2)": h_inv + right,
+            "the term that trains h_inv is missing: D(h_inv(sg p1), sg z1)": h + right,
+            "the last term is missing: D(p1, sg h_inv(p2))": h + h_inv,
+            "the last term has no stop-gradient on its target h_inv(p)":
+                h + h_inv + enc(linear(U, p1), linear(U, p2)),
+            "the last term's target is stopped before h_inv, not after it":
+                h + h_inv + enc(linear(U, q1), linear(U, q2)),
+            "the last term's target is p2, without h_inv": h + h_inv + enc(q1, q2),
+            "the last term compares p1 with h_inv(p1): the target is the other view":
+                h + h_inv + enc(linear(Q, q2), linear(Q, q1)),
+            "the last term has z1 where p1 belongs":
+                h + h_inv + enc(linear(Q, q1), linear(Q, q2), z1, z2),
+            "p is not stopped before h_inv in the term that trains h_inv":
+                h + right + distance(linear(U, p1), t1) / 2 + distance(linear(U, p2), t2) / 2,
+            "z is not stopped before h in the term that trains h":
+                h_inv + right + distance(p1, t2) / 2 + distance(p2, t1) / 2,
+            "the term that trains h_inv compares h_inv(p1) with z2: it should find z1 again":
+                h + right + distance(linear(U, q1), t2) / 2 + distance(linear(U, q2), t1) / 2,
+            "the three terms are averaged: they are added": (h + h_inv + right) / 3}
+
+    words = parts(*[[[1.0, 2.0, 3.0, 4.0]]] * 4, *[torch.eye(4).tolist()] * 4)
     check_loss(M.inverse, of_inverse, {
-        "the term that trains h alone is missing: D(h(sg z1), sg z2)": without("h"),
-        "the term that trains h_inv is missing: D(h_inv(sg p1), sg z1)": without("h_inv"),
-        "the last term has no stop-gradient on its target h_inv(p)":
-            lambda z1, z2, t1, t2, W, V, U, Q: (
-                of_inverse(z1, z2, t1, t2, W, V, U, Q) +
-                distance(linear(W, z1), linear(U, linear(W, z2))) / 2 +
-                distance(linear(W, z2), linear(U, linear(W, z1))) / 2 -
-                distance(linear(W, z1), linear(Q, linear(V, t2))) / 2 -
-                distance(linear(W, z2), linear(Q, linear(V, t1))) / 2)})
+        said: lambda *x, said=said: parts(*x)[said] for said in words})
 
 
 def check_simsiam_l2():
@@ -216,13 +245,13 @@ def check_simsiam_l2():
                 distance(linear(W, unit(z1)), z2) / 2 + distance(linear(W, unit(z2)), z1) / 2})
 
 
-def metrics(z, root=True, normalise=True, diagonal=False, logarithm=True):
+def metrics(z, root=True, normalise=True, diagonal=False, logarithm=True, less=1, over=True):
     """collapse_metrics in loops; the switches are for mistakes"""
     Z = unit(z.tolist()) if normalise else z.tolist()
     n, d = len(Z), len(Z[0])
     o = [sum(row[k] for row in Z) / n for k in range(d)]
     R = [[x - m for x, m in zip(row, o)] for row in Z]
-    cov = [[sum(row[i] * row[j] for row in R) / (n - 1) for j in range(d)] for i in range(d)]
+    cov = [[sum(row[i] * row[j] for row in R) / (n - less) for j in range(d)] for i in range(d)]
     s = torch.linalg.eigvals(torch.tensor(cov, dtype=torch.double)).real.clamp(min=1e-300).tolist()
     share = [x / sum(s) for x in s]
     return {"std": sum(math.sqrt(cov[k][k]) for k in range(d)) / d * (math.sqrt(d) if root else 1),
@@ -231,7 +260,7 @@ def metrics(z, root=True, normalise=True, diagonal=False, logarithm=True):
             "effective_rank": math.exp(-sum(x * math.log(x) for x in share))
             if logarithm else -sum(x * math.log(x) for x in share),
             "covariance": sum(cov[i][j] ** 2 for i in range(d) for j in range(d)
-                              if i != j or diagonal) / d}
+                              if i != j or diagonal) / (d if over else 1)}
 
 
 def check_collapse_metrics():
@@ -241,10 +270,18 @@ def check_collapse_metrics():
               "the factor sqrt(D) is missing": metrics(z, root=False),
               "the diagonal is in the sum": metrics(z, diagonal=True),
               "the exp of the entropy is missing": metrics(z, logarithm=False),
+              "divided by B, not by B - 1": metrics(z, less=0),
+              "not divided by D": metrics(z, over=False),
               "over the wrong axis: a row is an image": metrics(z.T)}
+    few = common.collapse_metrics(torch.randn(5, 8, dtype=torch.double))
     for name, value in metrics(z).items():
         if name not in found:
             raise checking.Wrong(f"there is no {name!r} in what is returned")
+        if not isinstance(found[name], float):
+            raise checking.Wrong(f"{name} is no float: .item() turns a tensor into one")
+        if not math.isfinite(few[name]):
+            raise checking.Wrong(f"{name} is {few[name]} for 5 images in 8 dimensions: some "
+                                 f"eigenvalues are 0, or just below; they add 0 to the entropy")
         wrong = {words: values[name] for words, values in wrongs.items()}
         compare(found[name], value, wrong, what=name, tolerance=1e-4)
 
