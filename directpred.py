@@ -87,7 +87,7 @@ def directcopy_weight(F, eps):
 
 
 def optimal_weight(F, C):
-    """The least-squares predictor, argmin E||W_p z - t||^2 = C F^-1, C = E[t z^T].
+    """The least-squares predictor, argmin E||W_p z - t||^2, from F and C = E[t z^T].
 
     With a ridge: F + r I for F, r = tr(F) / 100 D, a hundredth of the mean s."""
     identity = torch.eye(len(F), device=F.device, dtype=F.dtype)

@@ -6,7 +6,7 @@ projections of two views, p = h(z) the predictions and sg the stop-gradient.
 
     python simsiam.py
 
-learns ten classes of `patches` without labels: kNN 90 % from 23 % untrained, in 90 s on two CPU
+learns ten classes of `patches` without labels: kNN 93 % from 23 % untrained, in 90 s on two CPU
 cores, without collapse.  Take `.detach()` away, with --final-bn none, and watch m_o go to 1.
 """
 import torch
@@ -17,8 +17,8 @@ import common
 # One dict a data set; every entry is also a flag, and a flag that is given wins.
 # lr is for a batch of 256: the rate used is lr * batch_size / 256.
 RECIPES = {
-    "patches": dict(                                                                          # ours
-        arch="small", epochs=20, batch_size=64, lr=0.4, weight_decay=1e-3, warmup_epochs=0,
+    "patches": dict(               # ours; without warm-up one seed in five stalls with two dimensions
+        arch="small", epochs=20, batch_size=64, lr=0.4, weight_decay=1e-3, warmup_epochs=2,
         proj_layers=2, proj_dim=256, pred_hidden=128, final_bn="noaffine"),
     "cifar10": dict(                                                      # Chen & He, appendix D
         arch="resnet18", epochs=800, batch_size=512, lr=0.03, weight_decay=5e-4, warmup_epochs=0,

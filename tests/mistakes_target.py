@@ -23,6 +23,13 @@ TARGET = {
     "for t, p in zip(self.target.state_dict().values(), self.encoder.state_dict().values()):\n"
     "    if t.is_floating_point():\n"
     "        t.add_((1 - m) * p)": "the old target is not multiplied",
+    "if self.target is None:\n    return\n"
+    "for t, p in zip(self.target.state_dict().values(), self.encoder.state_dict().values()):\n"
+    "    t.copy_(m * t + (1 - m) * p)": "integer counter has changed",
+    "if self.target is None:\n    return\n"
+    "for t, p in zip(self.target.state_dict().values(), self.encoder.state_dict().values()):\n"
+    "    t.copy_(m * t + (1 - m) * p if t.is_floating_point() else p)":
+        "integer counter has changed",
     "self.target.load_state_dict(self.encoder.state_dict())": "m is not used",
     "for t, p in zip(self.target.state_dict().values(), self.encoder.state_dict().values()):\n"
     "    if t.is_floating_point():\n"
@@ -30,7 +37,7 @@ TARGET = {
 }
 
 CORRELATIONS = """
-z, t = torch.cat([z1, z2]), torch.cat({t})
+z, t = torch.cat([z1, z2]){float}, torch.cat({t}){float}
 {more}
 now = torch.stack([{F}, {C}]) / {n}
 if self.started == 0 and {first}:
@@ -39,7 +46,7 @@ else:
     self.FC.copy_({old} * self.FC + {new} * now)
 {last}
 """
-RIGHT = dict(t="[t2, t1]", more="", F="z.T @ z", C="t.T @ z", n="len(z)", first="True",
+RIGHT = dict(t="[t2, t1]", float=".float()", more="", F="z.T @ z", C="t.T @ z", n="len(z)", first="True",
              old="self.args.rho", new="(1 - self.args.rho)", last="self.started.fill_(1)")
 
 
@@ -66,6 +73,18 @@ MISTAKES = {
         correlations(last=""): "set started to 1",
         correlations(last="self.started = 1"): "has to stay a tensor",
         correlations(F="z @ z.T", C="t @ z.T"): "stops with",
+        correlations(more="rho = self.args.rho * self.started", first="False",
+                     old="(1 - rho)", new="rho"): "are rho and 1 - rho exchanged",
+        correlations(last="self.FC.zero_()"): "F after the first batch: still zero",
+        correlations(last="self.FC[1] = 0"): "C after the first batch: still zero",
+        correlations(float=""): "(.float())",
+        correlations(float="", n="len(z)).float("): "(.float())",
+        correlations(float="", first="False", old="self.args.rho * self.started",
+                     new="(1 - self.args.rho * self.started)"): "(.float())",
+        "z, t = torch.cat([z1, z2]), torch.cat([t2, t1])\n"
+        "now = torch.stack([z.T @ z, t.T @ z]) / len(z)\n"
+        "self.FC.lerp_(now, 1 - self.args.rho * self.started)\n"
+        "self.started.fill_(1)": "(.float())",
     },
     "directpred.directset_weight": {
         "s, U = torch.linalg.eigh(F)\n"
@@ -99,6 +118,12 @@ MISTAKES = {
         "G = F**alpha\n"
         "return G / torch.linalg.norm(G, 2) + eps * torch.eye(len(F))": "entry by entry",
         "s, U = torch.linalg.eigh(F)\n"
+        "p = s.clamp(min=0) ** alpha + eps\n"
+        "return U * (p / p.max()) @ U.T": "eps is added before the norm: divide",
+        "s, U = torch.linalg.eigh(F)\n"
+        "p = (s.clamp(min=0) / s[-1]) ** alpha + eps\n"
+        "return U * (p / p.max()) @ U.T": "here a second one",
+        "s, U = torch.linalg.eigh(F)\n"
         "return (s.clamp(min=0) / s[-1]) ** alpha + eps": "has the shape",
     },
     "directpred.directpred_weight": {
@@ -108,6 +133,7 @@ MISTAKES = {
         "return U * (s.clamp(min=0).sqrt() + eps * s[-1]) @ U.T": "as the paper prints it",
         "s, U = torch.linalg.eigh(F)\n"
         "return U * (s.clamp(min=0) / s[-1] + eps) @ U.T": "the root is missing",
+        "return directset_weight(F, 1, eps)": "correct that first",
         "return directset_weight(F, 2, eps)": "squared",
         "s, U = torch.linalg.eigh(F)\n"
         "return U * (s.clamp(min=0).sqrt() / s[-1] + eps) @ U.T": "divided by max s",
@@ -130,6 +156,22 @@ MISTAKES = {
         "for _ in range(12):\n"
         "    G = G @ G\n"
         "return F / ((F * G).sum() / G.trace()) + eps * torch.eye(len(F))": "before each squaring",
+        "G = F / F.norm()\n"
+        "for _ in range(12):\n"
+        "    G = G @ G\n"
+        "return F / ((F * G).sum() / G.trace()) + eps * torch.eye(len(F))": "inf in float32",
+        "G = F\n"
+        "for _ in range(12):\n"
+        "    G = G / G.norm()\n"
+        "    G = G @ G\n"
+        "return F / G.trace() + eps * torch.eye(len(F))": "is it the trace of G alone",
+        "G = F\n"
+        "for _ in range(12):\n"
+        "    G = G @ G\n"
+        "    G = G / G.norm()\n"
+        "return F / G.trace() + eps * torch.eye(len(F))": "is it the trace of G alone",
+        "s = F.double().norm() if F.dtype == torch.float32 else torch.linalg.norm(F, 2)\n"
+        "return F / s + eps * torch.eye(len(F))": "W_p of an F in float32",
         "G = F @ F\n"
         "return F / ((F * G).sum() / G.trace()) + eps * torch.eye(len(F))": "squared once",
     },
@@ -146,6 +188,8 @@ MISTAKES = {
             "a hundredth of the trace",
         "return C @ torch.linalg.inv(F + F.diagonal().mean() * torch.eye(len(F)))":
             "the mean s itself",
+        "return C @ torch.linalg.inv(F + F.trace() / 100 * len(F) * torch.eye(len(F)))":
+            "the trace times D",
         "return C @ torch.linalg.inv(F + 0.01 * F.trace() / len(F))": "to every entry of F",
     },
 }

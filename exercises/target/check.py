@@ -16,12 +16,13 @@ WEIGHTS = ("0.weight", "0.bias", "1.weight", "1.bias")
 AVERAGES = ("1.running_mean", "1.running_var")             # BatchNorm's, which are no parameters
 
 
-def small_net():
-    """A layer and a BatchNorm, with every number at random."""
+def small_net(counter):
+    """A layer and a BatchNorm, with every number at random but BatchNorm's counter."""
     net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).double()
     for tensor in net.state_dict().values():
         if tensor.dtype == torch.double:
             tensor.copy_(torch.rand_like(tensor) + 0.5)
+    net[1].num_batches_tracked.fill_(counter)
     return net
 
 
@@ -41,7 +42,8 @@ def mix(a, b, old, new):
 
 
 def check_target(net_class, m=0.9):
-    fake = SimpleNamespace(encoder=small_net(), target=small_net().requires_grad_(False))
+    # the target's counter is the larger: averaged it is 6, while 0.9 * 3 + 0.1 * 7 is cut off to 3
+    fake = SimpleNamespace(encoder=small_net(3), target=small_net(7).requires_grad_(False))
     new, old = values(fake.encoder), values(fake.target)
     net_class.update_target(fake, m)
     if not checking.same(values(fake.encoder), new, 1e-12):
@@ -58,6 +60,8 @@ def check_target(net_class, m=0.9):
             right[:n] + old[n:],
         "BatchNorm's running averages are copied: they are averaged like the weights":
             right[:n] + new[n:]}, what="the target")
+    if fake.target[1].num_batches_tracked != 7:
+        raise checking.Wrong("BatchNorm's integer counter has changed: leave it out")
     fake.target = None
     try:
         net_class.update_target(fake, m)
@@ -91,6 +95,10 @@ def unit(rows):
     return [[x / math.sqrt(sum(y * y for y in row)) for x in row] for row in rows]
 
 
+STILL_ZERO = ("still zero: nothing is written there, or the new batch has weight 0 (are rho and "
+              "1 - rho exchanged? the first batch has weight 1)")
+
+
 def check_update_correlations(rho=0.7):
     fake = SimpleNamespace(FC=torch.zeros(2, 3, 3), started=torch.zeros(()),
                            args=SimpleNamespace(rho=rho, proj_dim=3))
@@ -111,7 +119,7 @@ def check_update_correlations(rho=0.7):
         "z is divided by its length: F takes z as it is": mean_product(unit(z), unit(z)),
         "it is of the target's t: F is E[z z^T]": mean_product(t, t),
         "this is C: F comes first in FC": C,
-        "nothing is written there": torch.zeros(3, 3)}, what="F after the first batch")
+        STILL_ZERO: torch.zeros(3, 3)}, what="F after the first batch")
     own = mean_product(t1 + t2, z)
     compare(fake.FC[1], C, {words: k * C for words, k in scaled.items()} | {
         "t1 is paired with z1: t has to be of the other view": own,
@@ -120,7 +128,7 @@ def check_update_correlations(rho=0.7):
         "the mean is subtracted: C is not centred": mean_product(centred(t), centred(z)),
         "one direction alone: t2 goes with z1, and t1 with z2": mean_product(t2, z1),
         "it is of z alone: the target's t is missing": mean_product(z2 + z1, z),
-        "nothing is written there": torch.zeros(3, 3)}, what="C after the first batch")
+        STILL_ZERO: torch.zeros(3, 3)}, what="C after the first batch")
     if not torch.is_tensor(fake.started):
         raise checking.Wrong("started is a buffer, and has to stay a tensor: started.fill_(1)")
 
@@ -136,6 +144,22 @@ def check_update_correlations(rho=0.7):
             "the old one is not multiplied by rho": old + (1 - rho) * now,
             "the factor 1 - rho of the new one is missing": rho * old + now},
             what=f"{what} after the second batch")
+    check_half_precision(fake.args, first.bfloat16())
+
+
+def check_half_precision(args, batch):
+    """F and C of numbers in bfloat16 are those of the same numbers in float32."""
+    fake = SimpleNamespace(FC=torch.zeros(2, 3, 3), started=torch.zeros(()), args=args)
+    z1, z2, t1, t2 = batch.tolist()
+    try:
+        P.DirectPred.update_correlations(fake, *batch.clone())
+        right = checking.same(fake.FC, torch.stack([mean_product(z1 + z2, z1 + z2),
+                                                    mean_product(t2 + t1, z1 + z2)]), 1e-5)
+    except Exception:
+        right = False
+    if not right:
+        raise checking.Wrong("right for float32, but not where z and t are bfloat16, as on a GPU: "
+                             "turn them into float32 before the product (.float())")
 
 
 # --------------------------------------------------------------------------------- the predictors
@@ -199,6 +223,10 @@ def wrong_weights(case, a, eps):
         "eps is multiplied by the largest s: divide by the norm first, then add eps":
             case.weight(a, eps * top, no_norm),
         "eps is divided by the norm too": case.matrix([(x**a + eps) / top**a for x in s]),
+        "eps is added before the norm: divide by the largest first, then add eps":
+            case.matrix([(x**a + eps) / (top**a + eps) for x in s]),
+        "eps is added before the norm, here a second one: the largest p is 1 + eps":
+            case.matrix([((x / top) ** a + eps) / (1 + eps) for x in s]),
         "divided by the smallest eigenvalue: eigh sorts from small to large":
             case.weight(a, eps, min),
         "U is transposed: the eigenvectors are its columns, so it is U diag(p) U^T": U.T * p @ U,
@@ -232,7 +260,8 @@ def check_directset_weight(eps=0.3):
 def check_directpred_weight(eps=0.3):
     case = Case(FULL)
     compare(P.directpred_weight(case.F, eps), case.weight(0.5, eps), {
-        "the root is missing: p_j = sqrt(s_j / max s) + eps": case.weight(1, eps),
+        "the root is missing (if you call directset_weight, correct that first)":
+            case.weight(1, eps),
         "squared, where it should be the root": case.weight(2, eps),
         "as the paper prints it, sqrt(s_j) + eps max s: divide s by its largest first":
             case.weight(0.5, eps * max(case.s), no_norm),
@@ -257,10 +286,17 @@ def check_directcopy_weight(eps=0.3):
                 case.F / case.F.max() + eps * torch.eye(4),
             "divided by the largest row sum: the spectral norm is the largest eigenvalue":
                 case.F / case.F.abs().sum(1).max() + eps * torch.eye(4),
+            "there is no norm, or it is divided by about 1: is it the trace of G alone? s is "
+            "tr(F G) / tr(G)": case.weight(1, eps, no_norm),      # |G| = 1 makes tr(G G) = 1
             "the root is too much: DirectCopy takes F itself": case.weight(0.5, eps),
             "G is squared once: square it until the largest s alone is left in it":
                 case.F / ((case.F * (G @ G)).sum() / (G @ G).trace()) + eps * torch.eye(4)
         } | wrong_weights(case, 1, eps), what="W_p")
+        found = P.directcopy_weight(case.F.float(), eps)
+        if found is not None and not found.isfinite().all():
+            raise checking.Wrong("nan or inf in float32, in which nets train: F^4096 is too large, "
+                                 "or all zeros; divide G by its length before each squaring")
+        compare(found, case.weight(1, eps), what="W_p of an F in float32", tolerance=1e-4)
 
 
 def least_squares(z, t, ridge):
@@ -288,6 +324,8 @@ def check_optimal_weight():
             least_squares(z, t, 0.01),
         "the ridge is a hundredth of the trace: the mean s is trace(F) / D":
             least_squares(z, t, 0.01 * trace),
+        "the ridge is a hundredth of the trace times D: the mean s is trace(F) / D":
+            least_squares(z, t, 0.01 * trace * 4),
         "the ridge is the mean s itself: a hundredth of it": least_squares(z, t, trace / 4),
         "the ridge is added to every entry of F: it belongs to the diagonal":
             torch.linalg.solve(F + ridge, C.T).T,
