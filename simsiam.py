@@ -17,7 +17,7 @@ import common
 # One dict a data set; every entry is also a flag, and a flag that is given wins.
 # lr is for a batch of 256: the rate used is lr * batch_size / 256.
 RECIPES = {
-    "patches": dict(               # ours; without warm-up one seed in five stalls with two dimensions
+    "patches": dict(               # ours; without warm-up one seed in five stalls at rank 2
         arch="small", epochs=20, batch_size=64, lr=0.4, weight_decay=1e-3, warmup_epochs=2,
         proj_layers=2, proj_dim=256, pred_hidden=128, final_bn="noaffine"),
     "cifar10": dict(                                                      # Chen & He, appendix D
