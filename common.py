@@ -37,8 +37,8 @@ def fail(why):
 # ---------------------------------------------------------------------------- arguments and device
 
 FLAGS = {                                                  # of every script: default, help
-    "data": ("patches", "patches, cifar10, cifar100, stl10, fashionmnist, or a folder: "
-                        "train/<class>/* and test/ or val/, or any images without labels"),
+    "data": ("patches", "patches, strong_weak, cifar10, cifar100, stl10, fashionmnist, or a "
+                        "folder: train/<class>/*, test/ or val/, or any images without labels"),
     "data_dir": ("data", "where torchvision downloads to"),
     "size": (32, "images are resized to this many pixels a side"),
     "limit": (0, "train on a class-balanced subset of this many images (0: all)"),
@@ -83,7 +83,8 @@ def parse_args(file, doc, recipes, argv=None, choices={}, flags={}, presets={}):
     if saved and saved["script"] != Path(file).stem:
         fail(f"{given['resume']} was made by {saved['script']}.py: go on with that")
     args = {name: value for name, (value, _) in (FLAGS | flags).items()} | saved | given
-    data = args["data"] if args["data"] in recipes else "other"
+    data = "patches" if args["data"] in PATCHES else args["data"]
+    data = data if data in recipes else "other"
     preset = presets.get(data, {}).get(args.get("variant"), {})
     args = recipes[data] | preset | args | {"script": Path(file).stem}
     check_numbers(args)
@@ -183,6 +184,7 @@ class Data:
     classes: list              # names; none where no image has a label
     mean: torch.Tensor         # [3], of the training images in 0..1; std likewise
     std: torch.Tensor
+    more: dict                 # further labels of the same images: {name: (train, test)}
 
 
 def load_data(name, data_dir="data", size=32, device="cpu", limit=None):
@@ -190,8 +192,13 @@ def load_data(name, data_dir="data", size=32, device="cpu", limit=None):
 
     limit: keep a class-balanced subset of the training images.  Ends with `fail` where the data
     cannot be used."""
-    if name == "patches":
-        parts = *make_patches(4000, size, 1), *make_patches(1000, size, 2), list("0123456789")
+    more = {}
+    if name in PATCHES:
+        train_x, train = make_patches(PATCHES[name], 4000, size, 1)
+        test_x, test = make_patches(PATCHES[name], 1000, size, 2)
+        parts = train_x, train[:, 0], test_x, test[:, 0], list("0123456789")[:train[:, 0].max() + 1]
+        if name == "strong_weak":
+            more = {"weak": (train[:, 1], test[:, 1])}     # the first label is the strong one
     elif name in ("cifar10", "cifar100", "stl10", "fashionmnist"):
         if rank() > 0:
             dist.barrier()                                # rank 0 downloads before the others read
@@ -204,10 +211,12 @@ def load_data(name, data_dir="data", size=32, device="cpu", limit=None):
     if limit:
         keep = balanced_subset(train_y, limit)
         train_x, train_y = train_x[keep], train_y[keep]
+        more = {label: (y[keep], y2) for label, (y, y2) in more.items()}
     some = train_x[::max(1, len(train_x) // 4000)].float().div(255)
     mean, std = some.mean((0, 2, 3)), some.std((0, 2, 3)).clamp(min=1e-3)
     return Data(train_x.to(device), train_y.to(device), test_x.to(device), test_y.to(device),
-                classes, mean.to(device), std.to(device))
+                classes, mean.to(device), std.to(device),
+                {label: (y.to(device), y2.to(device)) for label, (y, y2) in more.items()})
 
 
 def balanced_subset(labels, limit):
@@ -223,37 +232,49 @@ def balanced_subset(labels, limit):
     return order[place.argsort(stable=True)][:limit].sort().values
 
 
-def make_patches(n, size, seed, classes=10, copies=7, side=7):
-    """Each class is one small luminance pattern, scattered over a noisy background.
+# of each label: classes, copies of its pattern in an image, least and greatest amplitude
+PATCHES = {"patches": ((10, 7, 0.35, 0.6),),
+           "strong_weak": ((5, 7, 0.35, 0.6), (5, 5, 0.28, 0.45))}
+
+
+def make_patches(features, n, size, seed, side=7):
+    """A class is one small luminance pattern, scattered over a noisy background.
 
     A patch comes at a random place, with a random amplitude, mirrored or not.  Colour and
     background hardly vary from image to image, on purpose: whatever survives the augmentation
-    and is easier than the pattern becomes a shortcut.  The patterns are the same for every seed.
-    -> uint8 [n, 3, size, size], int64 [n]"""
+    and is easier than the pattern becomes a shortcut.  The patterns are the same for every seed,
+    and labels are independent: each pair of classes is as frequent as any other.
+    features: PATCHES[...] -> uint8 [n, 3, size, size], int64 [n, labels]"""
     if size < side:
         fail(f"--size must be at least {side} for patches, not {size}")
     g = torch.Generator().manual_seed(0)
-    pattern = torch.randn(classes, 1, 4, 4, generator=g)
-    pattern = F.interpolate(pattern, size=(side, side), mode="bicubic", align_corners=True)
-    pattern -= pattern.mean((2, 3), keepdim=True)
-    pattern /= pattern.abs().amax((2, 3), keepdim=True)                     # [classes, 1, 7, 7]
+    patterns = []
+    for classes, *_ in features:
+        pattern = torch.randn(classes, 1, 4, 4, generator=g)
+        pattern = F.interpolate(pattern, size=(side, side), mode="bicubic", align_corners=True)
+        pattern -= pattern.mean((2, 3), keepdim=True)
+        pattern /= pattern.abs().amax((2, 3), keepdim=True)                 # [classes, 1, 7, 7]
+        patterns.append(pattern)
     g.manual_seed(seed)
-    y = torch.arange(n) % classes
-    room = size - side + 1                                                  # places in a row
-    where = torch.rand(n, room * room, generator=g).topk(min(copies, room * room), 1).indices
-    mirrored = torch.rand(where.shape, generator=g).round().long()          # [n, copies]
-    amplitude = torch.empty(where.shape).uniform_(0.35, 0.6, generator=g)
-    spots = torch.zeros(n, 2, room * room)
-    spots[torch.arange(n)[:, None], mirrored, where] = amplitude
-    spots = spots.view(n, 2, room, room)
+    room, labels, scattered = size - side + 1, [], []                       # room: places in a row
+    for classes, copies, low, high in features:
+        before = math.prod(len(pattern) for pattern in patterns[:len(labels)])
+        labels.append(torch.arange(n) // before % classes)
+        where = torch.rand(n, room * room, generator=g).topk(min(copies, room * room), 1).indices
+        mirrored = torch.rand(where.shape, generator=g).round().long()      # [n, copies]
+        amplitude = torch.empty(where.shape).uniform_(low, high, generator=g)
+        spots = torch.zeros(n, 2, room * room)
+        spots[torch.arange(n)[:, None], mirrored, where] = amplitude
+        scattered.append(spots.view(n, 2, room, room))
     x = 0.5 + 0.005 * torch.randn(n, 3, 1, 1, generator=g)
     x = x + 0.15 * torch.randn(n, 3, size, size, generator=g)
     clutter = torch.randn(n, 1, 4, 4, generator=g)
     x += 0.005 * F.interpolate(clutter, size=(size, size), mode="bicubic")
-    for c in range(classes):
-        both = torch.stack([pattern[c], pattern[c].flip(2)])
-        x[y == c] += F.conv_transpose2d(spots[y == c], both)
-    return x.clamp_(0, 1).mul_(255).round_().to(torch.uint8), y
+    for pattern, y, spots in zip(patterns, labels, scattered):
+        for c in range(len(pattern)):
+            both = torch.stack([pattern[c], pattern[c].flip(2)])
+            x[y == c] += F.conv_transpose2d(spots[y == c], both)
+    return x.clamp_(0, 1).mul_(255).round_().to(torch.uint8), torch.stack(labels, 1)
 
 
 def from_torchvision(name, data_dir, size):
@@ -861,22 +882,30 @@ class Run:
         views = {name: gather(torch.cat(list(xs)).detach()) for name, xs in views.items()}
         if not self.is_first:
             return
-        a, backbone = self.args, self.model.encoder.backbone
+        a, data = self.args, self.data
         seen = self.epoch * self.steps * a.batch_size
         row = {"epoch": self.epoch, "seconds": self.seconds,
                "images_per_second": seen / max(self.seconds, 1e-9),
                "lr": self.optimizer.param_groups[0]["lr"], "loss": loss,
                **collapse_metrics(views.pop("z"))}
-        if self.data.classes:
-            row["knn"] = math.nan
+        if data.classes:
+            row |= dict.fromkeys(["knn", *(f"knn_{label}" for label in data.more)], math.nan)
             if self.epoch in (0, a.epochs) or self.epoch % a.eval_every == 0:
-                row["knn"] = knn_accuracy(*labelled_features(backbone, self.data, few=a.dry_run))
+                row |= self.evaluate("knn", knn_accuracy)
         for name, x in views.items():
             found = collapse_metrics(x)
             row |= {f"{key}_{name}": found[key] for key in ("std", "m_o", "effective_rank")}
         row |= columns
         self.history.append(row)
         self.print_row(row, header=len(self.history) == 1 or row.keys() != self.history[-2].keys())
+
+    def evaluate(self, name, accuracy):
+        """accuracy of the backbone's features, for each of the labels.  -> {column: percent}"""
+        x, y, x2, y2 = labelled_features(self.model.encoder.backbone, self.data, self.args.dry_run)
+        found = {name: accuracy(x, y, x2, y2)}
+        for label, (y, y2) in self.data.more.items():
+            found[f"{name}_{label}"] = accuracy(x, y[:len(x)], x2, y2[:len(x2)])
+        return found
 
     def print_row(self, row, header):
         short = {"images_per_second": "img/s", "covariance": "cov"}
@@ -895,9 +924,8 @@ class Run:
         last, few = self.history[-1], self.args.dry_run
         result = {"verdict": verdict(last["m_o"], last["effective_rank"])}
         if self.data.classes:
-            feats = labelled_features(self.model.encoder.backbone, self.data, few)
-            result["linear"] = linear_probe(*feats, 2 if few else 100)[0]
-            result["knn_untrained"] = self.history[0]["knn"]
+            probe = self.evaluate("linear", lambda *f: linear_probe(*f, 2 if few else 100)[0])
+            result |= probe | {"knn_untrained": self.history[0]["knn"]}
         result |= last | found
         self.draw()
         write_json(self.folder / "result.json", result)

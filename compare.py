@@ -79,7 +79,7 @@ Table = namedtuple("Table", "script paper rows columns curves csv ours",
                    defaults=["knn linear std m_o effective_rank verdict",
                              "std effective_rank knn m_o", "metrics.csv", ""])
 MIRROR, PARTS = "mirror_ablations.py", "gradient_components.py"
-PRED, CLR = "directpred.py", "directclr.py"
+PRED, CLR, WEAK = "directpred.py", "directclr.py", "linear_weak"
 STEPS = dict(curves="m_o m_r", csv="steps.csv")
 GRADIENT = "m_o m_r std effective_rank m_o_P verdict knn linear"
 DIRECT = "knn linear std m_o effective_rank align commutator asymmetry"
@@ -213,6 +213,22 @@ TABLES = {
         ("random", "--direct-mode random", "43.0", below("prefix", 5)),
         ("orthogonal", "--direct-mode orthogonal", "62.3", above("prefix", 5)),
     ], OF_R),
+    "weak": Table("", "Jing et al., Wen & Li: who learns the weak feature?", [
+        (label, f"{row} --data strong_weak", says, claim) for label, row, says, claim in (
+            ("SimCLR none", f"{CLR} --projector none", "lowest", below("SimCLR linear", 8, WEAK)),
+            ("SimCLR linear", f"{CLR} --projector linear", "higher",
+             above("SimCLR none", -8, WEAK)),
+            ("SimCLR mlp", f"{CLR} --projector mlp", "higher", above("SimCLR none", -8, WEAK)),
+            ("DirectCLR", CLR, "higher", above("SimCLR none", -8, WEAK)),
+            ("SimSiam", "simsiam.py", "", None), ("BYOL", "byol.py", "", None),
+            ("naive", f"{MIRROR} --variant naive", "not learnt", below("SimSiam", 10, WEAK)),
+            ("mirror", f"{MIRROR} --variant mirror", "not learnt", below("SimSiam", 10, WEAK)),
+            ("identity head", f"{MIRROR} --variant identity", "both learnt",
+             above("frozen head", 0, WEAK)),
+            ("frozen head", f"{MIRROR} --variant identity_frozen", "strong alone",
+             below("identity head", 0, WEAK)))
+    ], "verdict linear linear_weak linear_first_weak linear_rest_weak knn knn_weak effective_rank",
+        "knn knn_weak effective_rank"),
     "byol": Table("byol.py", "Tian et al.: BYOL needs predictor and stop-gradient", [
         ("byol", "", "no collapse", learns),
         ("no predictor", "--predictor none", "collapse", collapses),
@@ -220,14 +236,16 @@ TABLES = {
         ("no stop-gradient", "--no-stopgrad", "collapse", collapses),
     ]),
 }
-DIGITS = {0: "seconds alive_r alive_z dims_z",
+DIGITS = {0: "seconds alive_r alive_z dims_z",                                      # else 2
+          1: "knn knn_weak linear linear_weak linear_first linear_rest linear_first_weak "
+             "linear_rest_weak effective_rank effective_rank_P test_rank_r test_rank_z",
           3: "align commutator asymmetry cos_bias b b_theory b_cos",
-          1: "knn linear linear_first linear_rest effective_rank effective_rank_P test_rank_r "
-             "test_rank_z", 4: "covariance E_mean E_mean_1"}                           # else 2
+          4: "covariance E_mean E_mean_1"}
 
 MEANS = {"std": "std (0: complete collapse)", "m_o": "m_o (1: complete collapse)",
          "m_o_P": "m_o of P", "b": "length of b", "b_theory": "length predicted",
          "effective_rank": "effective rank", "knn": "kNN accuracy (%)",
+         "knn_weak": "kNN, weak label (%)",
          "r": "eigenvalues of r, largest = 1", "z": "eigenvalues of z, largest = 1"}
 
 
@@ -270,10 +288,13 @@ def product_of(flags):
 
 def plan(script, rows, seeds, folder):
     """-> jobs, all of them checked: bad flags and runs with other settings end it here"""
-    jobs, module = [], importlib.import_module(script.removesuffix(".py"))
-    if not hasattr(module, "parse"):
-        common.fail(f"{script} trains no net: run it by itself")
+    jobs = []
     for label, flags in rows:
+        if flags and flags[0].endswith(".py"):             # a table of several scripts
+            script, *flags = flags
+        module = importlib.import_module(script.removesuffix(".py"))
+        if not hasattr(module, "parse"):
+            common.fail(f"{script} trains no net: run it by itself")
         out = folder / re.sub(r"[^\w.+-]+", "_", label)
         for seed in seeds:
             argv = [*flags, "--seed", seed, "--out", str(out)]

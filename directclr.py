@@ -187,7 +187,7 @@ def spectrum(x):
 def report(run):
     """spectrum.csv, spectrum.png of the test set.  -> what goes into result.json
 
-    linear_first, linear_rest   linear probe of r[:d0] and of r[d0:]
+    linear_first, linear_rest   linear probe of r[:d0] and of r[d0:], of each label
     test_rank, alive, dims      of r and z: effective rank, eigenvalues over a thousandth of the
                                 largest, dimensions"""
     if not run.is_first:
@@ -195,10 +195,13 @@ def report(run):
     d0, encoder, epochs = run.args.d0, run.model.encoder, 2 if run.args.dry_run else 100
     train_r, train_y, r, y = common.labelled_features(encoder.backbone, run.data, run.args.dry_run)
     found, parts = {}, {"linear_first": slice(d0), "linear_rest": slice(d0, None)}
+    labels = {"": (train_y, y)} | {f"_{name}": pair for name, pair in run.data.more.items()}
     for name, part in parts.items():
         if run.data.classes and r[:, part].numel():
-            probe = common.linear_probe(train_r[:, part], train_y, r[:, part], y, epochs)
-            found[name] = probe[0]
+            for label, (of_train, of_test) in labels.items():
+                probe = common.linear_probe(train_r[:, part], of_train[:len(train_r)],
+                                            r[:, part], of_test[:len(r)], epochs)
+                found[name + label] = probe[0]
     with torch.no_grad():
         z = encoder.projector.eval()(r)
     encoder.projector.train()

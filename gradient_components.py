@@ -76,10 +76,11 @@ def letters(z1, z2, p1, p2):
 def components(kind, v, tau):
     """Minus the gradient, on P_a (simsiam) or Z_a, is basic + G_e.  -> basic, o_e, r_e, [B, D] each
 
-    o_e is G_e's centre over both views, the same in every row, and r_e = G_e - o_e.
     simsiam: basic P_b, G_e = Z_b - P_b.  triplet: basic Z_b, G_e = -Z_n, the row of Z_b before.
     infonce: basic Z_b / tau, G_e = -sum_i lambda_i Z_i / tau, lambda the softmax of Z_a . Z_i / tau
-    over all rows Z_i of Z_b, the positive among them"""
+    over all rows Z_i of Z_b, the positive among them.
+    o_e, the same in every row, is the centre: o_z - o_p (simsiam), -o_z (triplet), -o_z / tau
+    (infonce, as if all lambda were equal); r_e = G_e - o_e."""
     if kind == "simsiam":
         basic, G_e, o_e = v.Pb, v.Zb - v.Pb, v.o_z - v.o_p
     elif kind == "triplet":

@@ -20,10 +20,17 @@ FLAGS = {"epochs": (100, "of the probe"), "lr": (0.1, "of the probe"),
 
 
 def evaluate(net, data, args):
-    """-> {"knn", "top1", "top5"}, percent.  net: images -> [B, D]"""
-    feats = common.labelled_features(net, data)
-    top1, top5 = common.linear_probe(*feats, args.epochs, args.lr, args.batch_size)
-    return {"knn": common.knn_accuracy(*feats), "top1": top1, "top5": top5}
+    """-> {"knn", "top1", "top5"}, percent, of each further label with its name behind.
+
+    net: images -> [B, D]"""
+    x, y, x2, y2 = common.labelled_features(net, data)
+    found = {}
+    for label, (y, y2) in ({"": (y, y2)} | data.more).items():
+        end = f"_{label}" if label else ""
+        top1, top5 = common.linear_probe(x, y, x2, y2, args.epochs, args.lr, args.batch_size)
+        found |= {f"knn{end}": common.knn_accuracy(x, y, x2, y2), f"top1{end}": top1,
+                  f"top5{end}": top5}
+    return found
 
 
 def main(argv=None):
@@ -54,7 +61,9 @@ def main(argv=None):
     print(f"{args.run}, {args.layer}, {len(data.test_x)} test images")
     print(f"{'':24}kNN   linear top-1   top-5")
     for name, r in (("untrained net", untrained), (f"after epoch {trained['epoch']}", trained)):
-        print(f"{name:20}{r['knn']:7.1f}{r['top1']:15.1f}{r['top5']:8.1f}")
+        for end in ("", *(f"_{label}" for label in data.more)):
+            print(f"{name + end.replace('_', ', '):20}{r['knn' + end]:7.1f}"
+                  f"{r['top1' + end]:15.1f}{r['top5' + end]:8.1f}")
     result = {"layer": args.layer, "epochs": args.epochs, "lr": args.lr,
               "batch_size": args.batch_size, "untrained": untrained, "trained": trained}
     common.write_json(args.run / "linear_eval.json", result)

@@ -44,7 +44,9 @@ MISTAKES = {
         "Z1, Z2 = F.normalize(z1, dim=0), F.normalize(z2, dim=0)\n"
         "return (one_way(Z1, Z2, temperature, negatives) + "
         "one_way(Z2, Z1, temperature, negatives)) / 2": "wrong axis",
-        NORMALISE + "return one_way(Z1, Z2, temperature, negatives)": "one direction alone",
+        NORMALISE + "return one_way(Z1, Z2, temperature=temperature, negatives=negatives)":
+            "one direction alone",
+        NORMALISE + "return one_way(Z2, Z1, temperature)": "the first view to the second",
         NORMALISE + "return (one_way(Z1, Z2, temperature, negatives) + "
         "one_way(Z2, Z1, temperature, negatives))": "not averaged",
         NORMALISE + "return (one_way(Z1, Z2, temperature, 'other') + "
@@ -59,6 +61,10 @@ MISTAKES = {
         "Z1, Z2 = F.normalize(z1.float(), dim=1), F.normalize(z2.float(), dim=1)\n"
         "return (one_way(Z1, Z2, temperature, negatives) + "
         "one_way(Z2, Z1, temperature, negatives)) / 2": "or better",
+        "Z1, Z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)\n"
+        "kind = torch.promote_types(z1.dtype, torch.float)\n"
+        "return (one_way(Z1.to(kind), Z2.to(kind), temperature, negatives) + "
+        "one_way(Z2.to(kind), Z1.to(kind), temperature, negatives)) / 2": "rounded",
     },
     "directclr.one_way": {
         BOTH + "others = logits.clone()\nothers[i, i] = -torch.inf\n"
@@ -78,6 +84,12 @@ MISTAKES = {
         "    own = Za @ Zb.T / temperature\n"
         "    logits = torch.cat([logits, own.fill_diagonal_(-torch.inf)], 1)\n"
         "return F.cross_entropy(logits, i)": "rows of Za",
+        BOTH.replace("Za @ Za.T", "Zb @ Zb.T") + "return F.cross_entropy(logits, i)":
+            "are Zb_i.Zb_j",
+        BOTH.replace("Za @ Za.T / temperature", "Za @ Za.T") +
+        "return F.cross_entropy(logits, i)": "not divided by the temperature",
+        "Za, Zb = F.normalize(Za, dim=1), F.normalize(Zb, dim=1)\n" + BOTH +
+        "return F.cross_entropy(logits, i)": "by the length again",
         "Zb = Zb.detach()\n" + BOTH + "return F.cross_entropy(logits, i)": "Zb is detached",
     },
     "directclr.Direct.forward": {
@@ -86,6 +98,7 @@ MISTAKES = {
         forward(random="r[:, :self.d0]"): "`chosen` is not used",
         forward(random="r[:, torch.randperm(self.width)[:self.d0]]"): "at every call",
         forward(random="[self.draw(1), r[:, self.chosen]][1]"): "which is for draw",
+        forward(random="r[self.chosen]"): "random: these are rows, that is images",
         forward(orthogonal="r @ self.Q.T"): "Q is transposed",
         forward(orthogonal="r[:, :self.d0]"): "Q is not used",
         forward(orthogonal="r @ self.Q @ self.Q.T"): "rotated back",
@@ -107,6 +120,8 @@ MISTAKES = {
         "return torch.linalg.svdvals((x - x.mean(0)) / (len(x) - 1)**0.5)": "roots",
         "x = F.normalize(x.double(), dim=1)\n"
         "return torch.linalg.eigvalsh(torch.cov(x)).flip(0)": "of the N images",
+        "x = F.normalize(x.double(), dim=1)\n"
+        "return torch.linalg.eigvalsh(torch.corrcoef(x.T)).flip(0).clamp(min=0)": "correlations",
         "x = F.normalize(x.double(), dim=1)\n"
         "return torch.linalg.eigvalsh(torch.cov(x.T, correction=0)).flip(0)": "N - 1",
         "x = F.normalize(x.double(), dim=1)\n"
@@ -147,6 +162,7 @@ MISTAKES = {
         "return torch.linalg.svdvals(W) ** 2": "wrong order",
         PRODUCT + "return torch.linalg.svdvals(W)": "singular values of W",
         PRODUCT + "return torch.linalg.eigvalsh(W @ W.mT)": "smallest comes first",
+        PRODUCT + "return torch.linalg.eigvalsh(W @ W.mT).flip(0)": "order of the nets",
         PRODUCT + "return torch.linalg.eigvals(W).abs().sort(dim=1, descending=True)[0]":
             "not of W W^T",
         "return torch.linalg.svdvals(weights[-1]) ** 2": "last layer alone",

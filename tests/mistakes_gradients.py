@@ -18,6 +18,8 @@ MISTAKES = {
         "return off.square().sum() / z.shape[0]": "wrong axis",
         "off = torch.corrcoef(z.T).fill_diagonal_(0)\n"
         "return off.square().sum() / z.shape[1]": "correlations",
+        "off = torch.cov(F.normalize(z, dim=1).T).fill_diagonal_(0)\n"
+        "return off.square().sum() / z.shape[1]": "take z as it is",
         "off = torch.cov(z.T).triu(1)\n"
         "return off.square().sum() / z.shape[1]": "counts once",
         "off = torch.cov(z.T).fill_diagonal_(0)\n"
@@ -57,27 +59,32 @@ for changed, words in ((dict(unit="x"), "Za of the first Letters: the rows are n
                        (dict(second="Letters(z2, Z2, Z1, P1, P2, o_z, o_p)"),
                         "Pa of the second Letters: a and b are exchanged"),
                        (dict(unit="F.normalize(x, dim=1).detach()"), "the losses decide"),
+                       (dict(o_z="torch.cat([Z1, Z2]).mean(0).detach()"), "o_z of the first "
+                        "Letters is detached"),
                        (dict(unit="x / x.norm()"), "largest difference")):
     MISTAKES["gradient_components.letters"][LETTERS.format(**{**RIGHT, **changed})] = words
 
 COMPONENTS = """
 if kind == "simsiam":
-    basic, G_e, o_e = {basic}, v.Zb - v.Pb, {o_simsiam}
+    basic, G_e, o_e = {basic}, {left}, {o_simsiam}
 elif kind == "triplet":
     basic, G_e, o_e = v.Zb, {negative}, -v.o_z
 else:
     lam = ({scores}).softmax({axis})
-    basic, G_e, o_e = v.Zb / tau, -lam @ v.Zb / tau, {o_infonce}
+    basic, G_e, o_e = v.Zb / tau, -lam @ {mixed} / tau, {o_infonce}
 o_e = o_e{expand}
 return {order}
 """
 RIGHT = dict(basic="v.Pb", o_simsiam="v.o_z - v.o_p", negative="-v.Zb.roll(1, 0)",
-             scores="v.Za @ v.Zb.T / tau", axis="1", o_infonce="-v.o_z / tau",
-             expand=".repeat(len(basic), 1)", order="basic, o_e, G_e - o_e")
+             left="v.Zb - v.Pb", mixed="v.Zb", scores="v.Za @ v.Zb.T / tau", axis="1",
+             o_infonce="-v.o_z / tau", expand=".repeat(len(basic), 1)",
+             order="basic, o_e, G_e - o_e")
 for changed, words in ((dict(basic="v.Zb"), "simsiam: basic: Z_b is the whole"),
                        (dict(o_simsiam="v.o_z"), "the centre of Z, G_e is"),
                        (dict(o_simsiam="v.o_p - v.o_z"), "simsiam: o_e: the sign"),
                        (dict(o_simsiam="(v.Zb - v.Pb).mean(0)"), "view b alone"),
+                       (dict(left="v.Zb"), "simsiam: r_e: G_e is Z_b here"),
+                       (dict(mixed="v.Za"), "they weigh rows of Z_a"),
                        (dict(expand=""), "in every row"),
                        (dict(order="basic, o_e, G_e"), "all of G_e"),
                        (dict(order="basic, G_e - o_e, o_e"), "the order is"),
@@ -93,13 +100,14 @@ for changed, words in ((dict(basic="v.Zb"), "simsiam: basic: Z_b is the whole"),
                        (dict(scores="(v.Za @ v.Zb.T / tau).fill_diagonal_(-torch.inf)"),
                         "the positive is missing"),
                        (dict(o_infonce="-v.o_z"), "infonce: o_e: 1 / tau"),
-                       (dict(o_infonce="(-lam @ v.Zb / tau).mean(0)"), "infonce: o_e: the mean of"),
+                       (dict(o_infonce="(-lam @ v.Zb / tau).mean(0)"), "the mean of G_e, weighted"),
+                       (dict(o_infonce="-v.Zb.mean(0) / tau"), "infonce: o_e: the mean of Z_b"),
                        (dict(scores="v.Za @ v.Zb.T / tau**2"), "largest difference")):
     MISTAKES["gradient_components.components"][COMPONENTS.format(**{**RIGHT, **changed})] = words
 
 SURROGATE = """
 basic, o_e, r_e = components(kind, v, tau)
-t = basic
+t = {start}
 if {keeps_o}:
     {add_o}
 if {keeps_r}:
@@ -107,11 +115,14 @@ if {keeps_r}:
 X = {X}
 return {loss}
 """
-RIGHT = dict(keeps_o='without not in ("o_e", "both")', keeps_r='without not in ("r_e", "both")',
-             add_o="t = t + o_e", X='{"simsiam": v.Pa}.get(kind, v.Za)',
+RIGHT = dict(start="basic", keeps_o='without not in ("o_e", "both")',
+             keeps_r='without not in ("r_e", "both")', add_o="t = t + o_e",
+             X='{"simsiam": v.Pa}.get(kind, v.Za)',
              loss="-(X * t.detach()).sum(1).mean()")
 for changed, words in ((dict(loss="-(X * t).sum(1).mean()"), "no stop-gradient on t"),
                        (dict(loss="-(X.detach() * t).sum(1).mean()"), "the stop-gradient belongs"),
+                       (dict(start='basic if without != "both" else 0 * basic'),
+                        "without both: t is 0: basic is never"),
                        (dict(loss="-(X * t).detach().sum(1).mean()"), "nothing gets a gradient"),
                        (dict(loss="(X * t.detach()).sum(1).mean()"), "the sign"),
                        (dict(loss="-(X * t.detach()).sum()"), "not the mean"),

@@ -46,8 +46,9 @@ else:
     self.FC.copy_({old} * self.FC + {new} * now)
 {last}
 """
-RIGHT = dict(t="[t2, t1]", float=".float()", more="", F="z.T @ z", C="t.T @ z", n="len(z)", first="True",
-             old="self.args.rho", new="(1 - self.args.rho)", last="self.started.fill_(1)")
+RIGHT = dict(t="[t2, t1]", float=".float()", more="", F="z.T @ z", C="t.T @ z", n="len(z)",
+             first="True", old="self.args.rho", new="(1 - self.args.rho)",
+             last="self.started.fill_(1)")
 
 
 def correlations(**changed):
@@ -78,7 +79,7 @@ MISTAKES = {
         correlations(last="self.FC.zero_()"): "F after the first batch: still zero",
         correlations(last="self.FC[1] = 0"): "C after the first batch: still zero",
         correlations(float=""): "(.float())",
-        correlations(float="", n="len(z)).float("): "(.float())",
+        correlations(float="", F="(z.T @ z).float()", C="(t.T @ z).float()"): "(.float())",
         correlations(float="", first="False", old="self.args.rho * self.started",
                      new="(1 - self.args.rho * self.started)"): "(.float())",
         "z, t = torch.cat([z1, z2]), torch.cat([t2, t1])\n"
@@ -170,7 +171,10 @@ MISTAKES = {
         "    G = G @ G\n"
         "    G = G / G.norm()\n"
         "return F / G.trace() + eps * torch.eye(len(F))": "is it the trace of G alone",
-        "s = F.double().norm() if F.dtype == torch.float32 else torch.linalg.norm(F, 2)\n"
+        "G = F / F.norm()\n"
+        "for _ in range(12):\n"
+        "    G = G @ G\n"
+        "s = ((F * G).sum() / G.trace()).nan_to_num(1.0)\n"
         "return F / s + eps * torch.eye(len(F))": "W_p of an F in float32",
         "G = F @ F\n"
         "return F / ((F * G).sum() / G.trace()) + eps * torch.eye(len(F))": "squared once",

@@ -17,7 +17,8 @@ def test_patches_are_the_same_every_time():
     assert d.train_x.dtype == torch.uint8 and len(d.classes) == 10
     assert d.train_y.bincount().tolist() == [400] * 10
     assert d.test_y.bincount().tolist() == [100] * 10
-    again, _ = common.make_patches.__wrapped__(4000, 32, 1)  # not from conftest's cache
+    make = common.make_patches.__wrapped__                 # not from conftest's cache
+    again, _ = make(common.PATCHES["patches"], 4000, 32, 1)
     assert torch.equal(again, d.train_x)
     assert not torch.equal(d.train_x[:1000], d.test_x)
     assert torch.allclose(d.mean, d.train_x.double().div(255).mean((0, 2, 3)).float(), atol=1e-4)
@@ -30,6 +31,35 @@ def test_patches_have_no_colour_or_brightness_shortcut():
     colour = d.train_x.float().mean((2, 3))
     between = torch.stack([colour[d.train_y == c].mean(0) for c in range(10)]).var(0)
     assert (between / colour.var(0) < 0.02).all()
+
+
+def test_strong_and_weak_labels_are_independent_and_their_patterns_the_same():
+    """Each pair of classes comes as often; a class's spectrum is that of the test set's class."""
+    d = common.load_data("strong_weak")
+    strong, (weak, weak_test) = d.train_y, d.more["weak"]
+    pairs = (5 * strong + weak).bincount()
+    assert pairs.tolist() == [160] * 25 and len(d.classes) == 5
+    assert (5 * d.test_y + weak_test).bincount().tolist() == [40] * 25
+    half = common.load_data("strong_weak", limit=500).more["weak"][0]
+    assert len(half) == 500
+    for y, y_test in ((strong, d.test_y), (weak, weak_test)):
+        power = [torch.stack([torch.fft.rfft2(x[which == c].float().mean(1)).abs().square().mean(0)
+                              for c in range(5)]).flatten(1).log()
+                 for x, which in ((d.train_x, y), (d.test_x, y_test))]
+        a, b = (torch.nn.functional.normalize(p - p.mean(0), dim=1) for p in power)
+        likeness = a @ b.T
+        assert (likeness.argmax(1) == torch.arange(5)).all() and likeness.diagonal().min() > 0.5
+
+
+def test_the_weak_pattern_is_the_weaker(monkeypatch):
+    """Without background noise: energy of copies x amplitude^2, 7 x .23 against 5 x .135."""
+    strong, weak = common.PATCHES["strong_weak"]
+    energy = []
+    for feature in (strong, weak):
+        x, y = common.make_patches((feature,), 2000, 32, 3)
+        none, _ = common.make_patches(((5, feature[1], 0.0, 0.0),), 2000, 32, 3)
+        energy.append((x.float() - none.float()).div(255).square().sum((1, 2, 3)).mean())
+    assert 1.4 < energy[0] / energy[1] < 3.4
 
 
 def test_limit_takes_a_class_balanced_subset():

@@ -62,8 +62,8 @@ def test_the_rows_of_a_table_are_valid_and_no_net_is_trained_twice(name, data, t
     table = compare.TABLES[name]
     flags = {} if data == "patches" else {"--data": data}
     jobs = compare.plan(table.script, compare.rows_of(table, flags), ["0"], tmp_path)
-    parse = compare.importlib.import_module(table.script.removesuffix(".py")).parse
-    settings = [vars(parse(job.argv)) for job in jobs]
+    scripts = {job.script: compare.importlib.import_module(job.script[:-3]) for job in jobs}
+    settings = [vars(scripts[job.script].parse(job.argv)) for job in jobs]
     seen = [{k: v for k, v in s.items() if k not in ("out", "label")} for s in settings]
     assert all(a != b for i, a in enumerate(seen) for b in seen[:i])
     assert len({job.folder for job in jobs}) == len(jobs)

@@ -13,9 +13,10 @@ def unit(z):
     return torch.stack([row / sum(x * x for x in row).sqrt() for row in z])
 
 
-def one_way(Za, Zb, tau, negatives="other", positive=True, itself=False, own=None):
-    """A loop over the images, one over what each is compared with; the last three for mistakes"""
-    total = 0
+def one_way(Za, Zb, temperature, negatives="other", positive=True, itself=False, own=None):
+    """A loop over the images, one over what each is compared with; the last three for mistakes.
+    It stands in for the student's, so its first four parameters have the names of theirs."""
+    total, tau = 0, temperature
     for i in range(len(Za)):
         against = [Zb[j] for j in range(len(Zb)) if positive or j != i]
         if negatives == "both":
@@ -126,6 +127,9 @@ def check_both_ways(negatives):
     half = C.info_nce(z1.bfloat16(), z2.bfloat16(), tau, negatives)
     if half.dtype != torch.float:
         raise Wrong(f"bfloat16 gives {half.dtype}: turn z1 and z2 into float32 first")
+    exact = both_ways(z1.bfloat16().double(), z2.bfloat16().double(), tau, negatives)
+    if not checking.same(half.detach(), exact, 1e-5):
+        raise Wrong("with bfloat16 the loss is rounded: make z1 and z2 float32 before the division")
     whole = C.info_nce(z1, z2, tau, negatives)
     if whole.dtype != torch.double:
         raise Wrong("float64 ends as float32, 'or better' is forgotten: try "
@@ -161,7 +165,11 @@ def check_one_way():
         "the own view's negatives are rows of Zb, and i is one of them":
             one_way(Za, Zb, tau, "both", own=Zb, itself=True),
         "the diagonal of the own view is 0 in place of minus infinity, and e^0 is 1":
-            with_e_to_the_0(Za, Zb, tau),
+            with_own(Za, Zb, tau, Za @ Za.T / tau, diagonal=0),
+        "the own view's logits are Zb_i.Zb_j: they have to be Za_i.Za_j":
+            with_own(Za, Zb, tau, Zb @ Zb.T / tau),
+        "the own view's logits are not divided by the temperature":
+            with_own(Za, Zb, tau, Za @ Za.T),
         "summed over the images in place of the mean": 5 * definition}, 'the loss with "both"')
 
     for negatives in ("other", "both"):
@@ -173,22 +181,24 @@ def check_one_way():
             "Zb is detached: InfoNCE has no stop-gradient": (first, torch.zeros_like(Zb)),
             "Za is detached: InfoNCE has no stop-gradient": (torch.zeros_like(Za), second),
             "the own view's negatives are detached: InfoNCE has no stop-gradient":
-                (slope(lambda Z: one_way(Z, Zb, tau, negatives, own=Za), Za), second)},
+                (slope(lambda Z: one_way(Z, Zb, tau, negatives, own=Za), Za), second),
+            "divided by the length again: one_way gets Z, whose rows have the length 1 already":
+                (slope(lambda Z: one_way(unit(Z), Zb, tau, negatives), Za),
+                 slope(lambda Z: one_way(Za, unit(Z), tau, negatives), Zb))},
             f'the gradient with "{negatives}"')
 
 
-def with_e_to_the_0(Za, Zb, tau):
-    """"both" where j = i counts as e^0"""
-    total = 0
+def with_own(Za, Zb, tau, own, diagonal=-torch.inf):
+    """"both" with wrong logits of the own view.  own: [B, B]"""
+    total, own = 0, own.clone().fill_diagonal_(diagonal)
     for i in range(len(Za)):
-        e = [(Za[i] @ z / tau).exp() for z in (*Zb, *Za)]
-        e[len(Zb) + i] = 1
+        e = [(Za[i] @ z / tau).exp() for z in Zb] + [logit.exp() for logit in own[i]]
         total = total - (e[i] / sum(e)).log()
     return total / len(Za)
 
 
 def check_direct():
-    r = torch.randn(4, 7, dtype=torch.double)
+    r = torch.randn(9, 7, dtype=torch.double)              # rows enough to take them for columns
     first = torch.stack([row[:3] for row in r])
     compare(C.Direct(7, 3, "prefix")(r), first, {
         "these are the last d0 dimensions": r[:, -3:],
@@ -205,6 +215,7 @@ def check_direct():
         raise Wrong("random: forward changes `chosen`, which is for draw to do")
     compare(found, torch.tensor([[row[k] for k in (5, 0, 3)] for row in r.tolist()]), {
         "the first d0 dimensions: `chosen` is not used": first,
+        "these are rows, that is images: the dimensions are the columns": r[[5, 0, 3]],
         "these are the dimensions that are not chosen": r[:, [1, 2, 4, 6]]}, "random")
 
     projector = C.Direct(7, 7, "orthogonal").double()      # square, so that Q^T fits as well
@@ -228,7 +239,8 @@ def check_spectrum():
     scale = torch.tensor([1, 2, 0.5, 1.5], dtype=torch.double)
     x = torch.randn(12, 4, dtype=torch.double) * scale + 0.7
     Z = unit(x)
-    expected = eigenvalues(covariance(Z))
+    cov = covariance(Z)
+    expected, std = eigenvalues(cov), cov.diagonal().sqrt()
     compare(C.spectrum(x), expected, {
         "the rows are not l2-normalised": eigenvalues(covariance(x)),
         "normalised over the wrong axis: a row is an image":
@@ -238,6 +250,8 @@ def check_spectrum():
         "the mean is not taken out, and divided by N":
             eigenvalues(covariance(Z, centred=False, less=0)),
         "divided by N, not N - 1 as torch.cov does": eigenvalues(covariance(Z, less=0)),
+        "these are correlations: a covariance is not divided by standard deviations":
+            eigenvalues(cov / torch.outer(std, std)),
         "the smallest comes first: descending is asked for": expected.flip(0),
         "these are roots of the eigenvalues: a singular value has to be squared": expected.sqrt(),
         "divided by the largest: report does that": expected / expected[0],
@@ -303,6 +317,8 @@ def check_toy_spectrum():
         "the product has the wrong order: the first layer stands at the right, W3 W2 W1":
             per_net(lambda W1, W2, W3: of(product(W1, product(W2, W3)))),
         "the smallest comes first: descending is asked for": expected.flip(1),
+        "flip(0) turns the order of the nets round: that of the eigenvalues is the last axis":
+            expected.flip(0, 1),
         "these are the singular values of W: an eigenvalue of W W^T is one squared":
             expected.sqrt(),
         "these are the eigenvalues of W, not of W W^T":

@@ -70,7 +70,7 @@ def mixed(table, Z):
 
 
 def definition(kind, v, tau):
-    """-> basic, G_e, and the centre of G_e in every row; v: Letters of lists"""
+    """-> basic, G_e, and the centre o_e in every row; v: Letters of lists"""
     n = len(v.Za)
     if kind == "simsiam":
         return v.Pb, minus(v.Zb, v.Pb), minus([v.o_z] * n, [v.o_p] * n)
@@ -121,7 +121,7 @@ def check_letters():
                     centre(transposed(both)),
                 "the sum, not the mean": total,
                 "the centre itself is divided by its length": unit([total])[0]}, which)
-        for name, member in zip(v._fields[:5], v):
+        for name, member in zip(v._fields, v):
             if not member.requires_grad:
                 raise Wrong(f"{name} of the {which} Letters is detached: the losses decide that")
 
@@ -146,14 +146,16 @@ def check_components():
             raise Wrong(f"{kind}: nothing is returned")
         if len(found) != 3:
             raise Wrong(f"{kind}: three things are returned, basic, o_e and r_e")
-        of_b = [centre(extra)] * n
+        mean = [centre(extra)] * n
+        of_mean = ("this is the mean of G_e, weighted: o_e is -o_z / tau, as if all lambda were "
+                   "equal" if kind == "infonce" else "the mean of G_e over this batch's view b "
+                   "alone: take the centres of both views")
         wrong = {
             "basic": {},
             "o_e": {"this is r_e: the order is basic, o_e, r_e": r_e,
                     "right, but once: it has to stand in every row, [B, D]": o_e[0],
                     "the sign": times(-1, o_e),
-                    "the mean of G_e over this batch's view b alone: take the centres of both "
-                    "views": of_b},
+                    of_mean: mean},
             "r_e": {"o_e is still in it, this is all of G_e: take o_e away": extra,
                     "this is o_e: the order is basic, o_e, r_e": o_e,
                     "the sign": times(-1, r_e),
@@ -173,7 +175,9 @@ def more_mistakes(kind, v, basic, extra, o_e):
                 ("basic", "P_a is what learns, the target is of the other view", v.Pa),
                 ("o_e", "this is the centre of Z, G_e is Z_b - P_b", [v.o_z] * n),
                 ("o_e", "this is minus the centre of P, G_e is Z_b - P_b",
-                 times(-1, [v.o_p] * n))]
+                 times(-1, [v.o_p] * n)),
+                ("r_e", "G_e is Z_b here, all of it: what is left is Z_b - P_b",
+                 minus(v.Zb, o_e))]
     if kind == "triplet":
         numbers = sum(v.Zb, [])
         numbers = numbers[-1:] + numbers[:-1]
@@ -203,10 +207,14 @@ def more_mistakes(kind, v, basic, extra, o_e):
     G_e = {words: times(-1 / TAU, mixed(table, v.Zb)) for words, table in tables.items()}
     G_e["the negatives are rows of Z_a: the Z_i are those of view b"] = times(
         -1 / TAU, mixed(weights(v.Za, v.Za, TAU), v.Za))
+    G_e["the weights are right, but they weigh rows of Z_a: the Z_i are those of view b"] = times(
+        -1 / TAU, mixed(weights(v.Za, v.Zb, TAU), v.Za))
     G_e["1 / tau is missing before the weighted mean"] = times(TAU, extra)
     wrong = [("r_e", words, minus(value, o_e)) for words, value in G_e.items()]
     return wrong + [("basic", "1 / tau is missing", v.Zb),
-                    ("o_e", "1 / tau is missing", times(TAU, o_e))]
+                    ("o_e", "1 / tau is missing", times(TAU, o_e)),
+                    ("o_e", "the mean of Z_b alone: o_z is the centre of both views",
+                     times(-1 / TAU, [centre(v.Zb)] * n))]
 
 
 def check_surrogate():
@@ -235,10 +243,13 @@ def check_one_surrogate(kind, without):
     if not all(same(x.detach(), y.detach(), 1e-12) for x, y in zip(given, ours)):
         raise Wrong(f"{what}: += changes basic itself, and so a letter: write t = t + ...")
     name, other = ("Pa", "Za") if kind == "simsiam" else ("Za", "Pa")
-    slopes = gradients(loss, *live, *ours)
-    found, through_t = dict(zip(v._fields, slopes)), any(g.any() for g in slopes[len(v):])
     if not loss.requires_grad:
         raise Wrong(f"{what}: nothing gets a gradient, the stop-gradient is on t alone")
+    at_X, = torch.autograd.grad(loss, getattr(live, name), retain_graph=True, allow_unused=True)
+    slopes = gradients(loss, *live, *ours)
+    found, through_t = dict(zip(v._fields, slopes)), any(g.any() for g in slopes[len(v):])
+    if at_X is not None and not at_X.any():
+        raise Wrong(f"{what}: t is 0: basic is never left out")
     if not found[name].any() and found[other].any():
         raise Wrong(f"{what}: the gradient has to act on {name}, not on {other}")
     if not found[name].any():
@@ -301,6 +312,7 @@ def check_decorrelation_loss():
         "divided by N, not by D": decorrelation(rows, over=7),
         "the covariances are not squared": decorrelation(rows, power=1),
         "each pair counts once: i, j and j, i are both in the sum": decorrelation(rows) / 2,
+        "the rows are divided by their length: take z as it is": decorrelation(unit(rows)),
         "these are correlations, the columns are not standardised":
             decorrelation(rows, correlation=True),
         "over the wrong axis: a row is an image, the covariance is [D, D]":

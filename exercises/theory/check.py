@@ -91,35 +91,41 @@ def check_lemma1():
     none_p, none = downhill(W_p, W, W_a, NO_NOISE)
     through = downhill(EYE, W_p @ W, W_a)[1]            # minus the slope of the product W_p W
     compare(d_p, alpha_p * down_p - eta * W_p, {
-        "the sign: a flow goes downhill": -alpha_p * down_p - eta * W_p,
-        "the sign, of the decay too: a flow goes downhill": -alpha_p * down_p + eta * W_p,
-        "the sign of the weight decay: it makes W_p smaller": alpha_p * down_p + eta * W_p,
-        "there is no weight decay eta": alpha_p * down_p,
-        "alpha_p is missing: the predictor's rate": down_p - eta * W_p,
-        "alpha_p multiplies the weight decay too: it is of the gradient":
+        "the gradient's part has the wrong sign: a flow goes downhill":
+            -alpha_p * down_p - eta * W_p,
+        "both parts have the wrong sign: a flow goes downhill, and decay makes W_p smaller":
+            -alpha_p * down_p + eta * W_p,
+        "the weight decay has the wrong sign: it makes W_p smaller": alpha_p * down_p + eta * W_p,
+        "the weight decay -eta W_p is missing": alpha_p * down_p,
+        "alpha_p is missing: it multiplies the gradient": down_p - eta * W_p,
+        "alpha_p multiplies the weight decay too: it has to multiply the gradient alone":
             alpha_p * (down_p - eta * W_p),
-        "a factor 2: J has 1/2 before E": 2 * alpha_p * down_p - eta * W_p,
-        "X' in both terms: the views' noises are independent, so E x2 x1^T = X":
+        "a factor 2 is too much: J has 1/2 before E": 2 * alpha_p * down_p - eta * W_p,
+        "X' is in both terms: E x2 x1^T has to be X, the views' noises are independent":
             alpha_p * same_p - eta * W_p,
         "the noise X' is missing: E x1 x1^T = X + X'": alpha_p * none_p - eta * W_p,
-        "W_a^T where W^T belongs: what W_p sees is W x1":
+        "W_a^T stands where W^T has to: what W_p sees is W x1":
             alpha_p * through @ W_a.T - eta * W_p,
-        "transposed: dW_p is the error times W^T": alpha_p * down_p.T - eta * W_p}, "dW_p")
+        "it is transposed: dW_p has to be the error times W^T":
+            alpha_p * down_p.T - eta * W_p}, "dW_p")
     compare(d, down - eta * W, {
-        "the sign: a flow goes downhill": -down - eta * W,
-        "the sign, of the decay too: a flow goes downhill": -down + eta * W,
-        "the sign of the weight decay: it makes W smaller": down + eta * W,
-        "there is no weight decay eta": down,
-        "alpha_p is in it: the predictor's rate is W_p's alone": alpha_p * down - eta * W,
-        "W_p is not transposed": W_p @ through - eta * W,
+        "the gradient's part has the wrong sign: a flow goes downhill": -down - eta * W,
+        "both parts have the wrong sign: a flow goes downhill, and decay makes W smaller":
+            -down + eta * W,
+        "the weight decay has the wrong sign: it makes W smaller": down + eta * W,
+        "the weight decay -eta W is missing": down,
+        "alpha_p is in it: it has to be in dW_p alone": alpha_p * down - eta * W,
+        "W_p stands where W_p^T has to, it is not transposed": W_p @ through - eta * W,
         "W_p is missing: the gradient comes back through the predictor": through - eta * W,
-        "X' in both terms: the views' noises are independent, so E x2 x1^T = X": same - eta * W,
+        "X' is in both terms: E x2 x1^T has to be X, the views' noises are independent":
+            same - eta * W,
         "the noise X' is missing: E x1 x1^T = X + X'": none - eta * W}, "dW")
     compare(d_a, beta * (W - W_a), {
-        "the sign: the target moves towards W": beta * (W_a - W),
+        "the sign is wrong: the target has to move towards W": beta * (W_a - W),
         "beta is missing": W - W_a,
-        "there is no weight decay on the target": beta * (W - W_a) - eta * W_a,
-        "no stop-gradient: this is minus J's gradient of W_a, which gets none":
+        "1 - beta stands where beta has to: beta is the rate itself": (1 - beta) * (W - W_a),
+        "weight decay is in it: the target has none": beta * (W - W_a) - eta * W_a,
+        "no stop-gradient: this is minus J's gradient of W_a, which has to follow W alone":
             -slope(lambda w: J(W_p, W, w), W_a)}, "dW_a")
 
 
@@ -129,13 +135,16 @@ def check_no_predictor():
     down = downhill(EYE, W, W)[1]
     both = -slope(lambda w: J(EYE, w, w), W)
     compare(found, down - eta * W, {
-        "a factor 2: without the stop-gradient both paths would learn": both - eta * W,
-        "the sign: a flow goes downhill, so that W decays": -down + eta * W,
-        "the sign of the gradient's part": -down - eta * W,
-        "the sign of the weight decay: it makes W smaller": down + eta * W,
-        "there is no weight decay eta": down,
-        "transposed: W is [K, D], and so is dW": (down - eta * W).T,
-        "eta is added to every entry of X': eta I has it on the diagonal":
+        "a factor 2 is too much: this is the gradient without the stop-gradient, where both paths "
+        "learn": both - eta * W,
+        "both parts have the wrong sign: a flow goes downhill, so that W decays": -down + eta * W,
+        "the gradient's part has the wrong sign: a flow goes downhill": -down - eta * W,
+        "the weight decay has the wrong sign: it makes W smaller": down + eta * W,
+        "the weight decay -eta W is missing": down,
+        "X is in it, as the identity: with W_a = W the X of the two terms has to cancel":
+            down - W - eta * W,
+        "it is transposed: W is [K, D], and so is dW": (down - eta * W).T,
+        "eta is added to every entry of X': it has to be on the diagonal alone, as eta I":
             down - eta * W.sum(1, keepdim=True).expand(2, 3)}, "dW")
 
 
@@ -172,39 +181,49 @@ def check_decoupled():
 
     dp, ds, dtau = found(beta)
     e_p, e_s, e_tau = expected()
+    halved = expected(sigma2=(1 + sigma2) / 2 - 1)        # half of 1 + sigma2
     compare(dp, e_p, {
-        "alpha_p is missing: the predictor's rate": expected(alpha_p=1)[0],
-        "alpha_p multiplies the weight decay too": alpha_p * expected(alpha_p=1)[0],
-        "there is no weight decay eta": expected(eta=0)[0],
+        "alpha_p is missing: it multiplies the gradient": expected(alpha_p=1)[0],
+        "alpha_p multiplies the weight decay too: it has to multiply the gradient alone":
+            alpha_p * expected(alpha_p=1)[0],
+        "the weight decay -eta p is missing": expected(eta=0)[0],
+        "the term with 1 + sigma2 is half of what it has to be: {A, B} = AB + BA is 2 ps here":
+            halved[0],
         "the noise is missing: 1 + sigma2 multiplies p": expected(sigma2=0)[0],
         "tau is missing: the target is tau W": expected(tau=torch.ones(3))[0],
         "s is missing: E x1 x1^T is seen through W": (e_p + eta * p) / s - eta * p,
-        "the root of s in place of s": (e_p + eta * p) / s.sqrt() - eta * p,
-        "half of the gradient: {A, B} = AB + BA is 2 ps here": (e_p + eta * p) / 2 - eta * p,
-        "the sign": -e_p}, "dp")
+        "the root of s stands where s has to": (e_p + eta * p) / s.sqrt() - eta * p,
+        "the gradient is half of what it has to be: {A, B} = AB + BA is 2 ps here":
+            (e_p + eta * p) / 2 - eta * p,
+        "the sign is wrong": -e_p}, "dp")
     gradient = e_s + 2 * eta * s
     compare(ds, e_s, {
-        "half of it: s = w^2, so ds = 2 w dw": e_s / 2,
-        "the weight decay of s = w^2 is 2 eta": e_s + eta * s,
-        "there is no weight decay": gradient,
-        "the gradient's part lacks a 2: {A, B} = AB + BA": gradient / 2 - 2 * eta * s,
-        "alpha_p is in it: the predictor's rate is p's alone": alpha_p * gradient - 2 * eta * s,
+        "half of what it has to be: s = w^2, so ds = 2 w dw": e_s / 2,
+        "the weight decay is -eta s: of s = w^2 it has to be -2 eta s": e_s + eta * s,
+        "the weight decay -2 eta s is missing": gradient,
+        "the gradient's part lacks a 2: {A, B} = AB + BA is 2 ab in numbers":
+            gradient / 2 - 2 * eta * s,
+        "the term with 1 + sigma2 is half of what it has to be: {A, B} = AB + BA is 2 ab in "
+        "numbers": halved[1],
+        "alpha_p is in it: it has to be in dp alone": alpha_p * gradient - 2 * eta * s,
         "p is missing: the gradient comes back through the predictor": gradient / p - 2 * eta * s,
         "the noise is missing: 1 + sigma2 multiplies p": expected(sigma2=0)[1],
         "tau is missing: the target is tau W": expected(tau=torch.ones(3))[1],
-        "the sign": -e_s}, "ds")
+        "the sign is wrong": -e_s}, "ds")
     follows, change = beta * (1 - tau), tau * e_s / (2 * s)
     compare(dtau, e_tau, {
-        "W moves too: tau = W_a / W, so the quotient rule has a second term": follows,
-        "s is w^2: dw / w is ds / 2s, not ds / s": follows - 2 * change,
-        "the sign of the second term: where W grows, tau falls": follows + change,
-        "the sign: the target moves towards W, so tau towards 1": -follows - change,
+        "the second term of the quotient rule is missing: tau = W_a / W, and W moves too": follows,
+        "ds / s stands where dw / w has to: s is w^2, so dw / w is ds / 2s": follows - 2 * change,
+        "the second term has the wrong sign: where W grows, tau falls": follows + change,
+        "the first term has the wrong sign: the target moves towards W, so tau towards 1":
+            -follows - change,
         "beta is missing": follows / beta - change}, "dtau")
     stays = found(math.inf)[2]
     if not stays.isfinite().all():
-        raise Wrong("dtau at beta = inf is no number: without an EMA tau stays, so dtau is 0")
+        raise Wrong("dtau at beta = inf is no number: it has to be 0, without an EMA tau stays")
     compare(stays, torch.zeros(3), {
-        "tau stays, although W moves: dtau is 0": -change}, "dtau at beta = inf")
+        "the quotient rule's second term is left: it has to be 0, without an EMA tau stays":
+            -change}, "dtau at beta = inf")
     betas = (math.inf, 0.4, 2.0)
     try:
         entries = found(tensor(betas))
@@ -212,7 +231,7 @@ def check_decoupled():
         raise Wrong("beta may be a tensor, inf in some of its entries: `if` can't choose there, "
                     "torch.where can")
     if not entries[2].isfinite().all():
-        raise Wrong("dtau is no number where an entry of beta is inf: it is 0 there")
+        raise Wrong("dtau is no number where an entry of beta is inf: it has to be 0 there")
     compare(tuple(entries), tuple(expected(beta=betas)), what="with a tensor beta, dp, ds, dtau")
     by_hand = moved(T.decoupled(0.2, 2.0, 0.05, 0.5), tensor(0.5), tensor(0.4), tensor(0.8))
     compare(by_hand, (0.135, 0.04, 0.06), what="at p = 0.5, s = 0.4, tau = 0.8")
@@ -240,30 +259,45 @@ def roots(a, b, c):
     return (b - root) / (2 * a), (b + root) / (2 * a)
 
 
+def two_numbers(*numbers):
+    """What their fixed_points returns, once it is two of something"""
+    found = T.fixed_points(*numbers)
+    if found is None:
+        raise Wrong("nothing is returned")
+    if not (isinstance(found, (tuple, list)) or torch.is_tensor(found) and found.dim()) or (
+            len(found) != 2):
+        raise Wrong("two numbers are returned; nan, nan where there are none")
+    return found
+
+
 def check_fixed_points():
     # at eta = 0.02 p- and p+ as published; dp is largest between them
     for sigma2, eta, tau, between in ((0.2, 0.02, 1.0, 0.4), (0.5, 0.05, 0.8, 0.25)):
         numbers = (sigma2, eta, tau)
         low, high = rest(1e-3, between, *numbers), rest(between, 2.0, *numbers)
         a = 1 + sigma2
-        compare(T.fixed_points(*numbers), (low, high), {
-            "p- is the first, the smaller one": (high, low),
+        compare(two_numbers(*numbers), (low, high), {
+            "the order is wrong: p-, the smaller one, has to be the first": (high, low),
             "1 + sigma2 is missing: it multiplies p": roots(1, tau, eta),
             "tau is missing": roots(a, 1, eta),
             "the 2 of the denominator 2 (1 + sigma2) is missing": (2 * low, 2 * high),
-            "the denominator is 2 (1 + sigma2), not 2": (a * low, a * high),
-            "the sign of eta: weight decay pulls p to 0": roots(a, tau, -eta),
-            "these are the fixed points' negatives": (-low, -high),
-            "the flow is p^2 (...) - eta p: divide it by p first": (0, high)},
+            "the denominator is 2: it has to be 2 (1 + sigma2)": (a * low, a * high),
+            "/ 2 * (1 + sigma2) multiplies by 1 + sigma2: it has to be / (2 * (1 + sigma2))":
+                (a * a * low, a * a * high),
+            "the sign of eta is wrong: weight decay pulls p to 0": roots(a, tau, -eta),
+            "the sign of tau is wrong: these are minus the fixed points": (-low, -high),
+            "0 is one of them: they have to be the zeros other than 0": (0, high)},
             f"p-, p+ at sigma2 = {sigma2}, eta = {eta}, tau = {tau}")
-    compare(T.fixed_points(0.2, 0.02), (0.020505, 0.812829), what="p-, p+ at tau = 1")
+    compare(two_numbers(0.2, 0.02), (0.020505, 0.812829), what="p-, p+ at tau = 1")
     for numbers in ((0.2, 0.3), (0.2, 0.02, 0.2)):
         try:
-            found = T.fixed_points(*numbers)
+            found = two_numbers(*numbers)
         except ValueError:
-            raise Wrong("the root of a negative number: where there is none but 0, nan, nan")
-        if found is None or any(isinstance(p, complex) or not math.isnan(p) for p in found):
-            raise Wrong("where tau^2 < 4 eta (1 + sigma2) there is no fixed point but 0: nan, nan")
+            raise Wrong("the root of a negative number is taken: where there is none but 0, return "
+                        "nan, nan")
+        if any(isinstance(p, complex) or not math.isnan(p) for p in found):
+            raise Wrong("where tau^2 < 4 eta (1 + sigma2) numbers are returned, but there is no "
+                        "fixed point but 0: return nan, nan")
 
 
 # -------------------------------------------------------------------------------------- toy_patch
@@ -287,32 +321,37 @@ def check_batch_norm():
     x = randn(2, 5, 3) * tensor([3, 1e-3, 1]) + tensor([1, 0, -2])      # [S, N, m]
     compare(P.batch_norm(x), over_images(x), {
         "the mean is not subtracted": over_images(x, centred=False),
-        "the variance has N - 1 in the denominator: unbiased=False": over_images(x, less=1),
-        "divided by the variance, not by its root":
+        "the variance has N - 1 in the denominator: it has to be N, unbiased=False":
+            over_images(x, less=1),
+        "divided by the variance: it has to be divided by the root of it":
             over_images(x, divisor=lambda variance: variance + 1e-8),
-        "1e-8 is missing: it is added to the variance": over_images(x, divisor=math.sqrt),
-        "1e-8 is added to the variance, not to its root":
+        "1e-8 is missing: it has to be added to the variance": over_images(x, divisor=math.sqrt),
+        "yours adds 1e-8 to the root: it has to be added to the variance, under the root":
             over_images(x, divisor=lambda variance: math.sqrt(variance) + 1e-8),
-        "1e-5 is too much here, where variances are small: 1e-8":
+        "1e-5 is too much, variances are small here: it has to be 1e-8":
             over_images(x, divisor=lambda variance: math.sqrt(variance + 1e-5)),
-        "over the neurons: the axis is that of the N images": over_images(x.mT).mT,
-        "over the runs: the axis is that of the N images":
+        "mean and variance are over the neurons: they have to be over the N images":
+            over_images(x.mT).mT,
+        "mean and variance are over the runs: they have to be over the N images":
             over_images(x.transpose(0, 1)).transpose(0, 1),
-        "over all runs together: each of the S runs has its own mean":
+        "mean and variance are over all runs together: each of the S runs has to have its own":
             over_images(x.reshape(1, 10, 3)).view(2, 5, 3)})
     x, weights = randn(2, 5, 3).requires_grad_(), randn(2, 5, 3)
     found, = gradients((P.batch_norm(x) * weights).sum(), x)
     x = x.detach()
     std = x.std(1, keepdim=True, unbiased=False)
-    compare(found, slope(lambda x: (over_images(x) * weights).sum().item(), x), {
-        "there is none": torch.zeros_like(x),
-        "mean and variance are detached: the gradient goes through both": weights / std,
-        "the variance is detached: the gradient goes through it":
+    expected = slope(lambda x: (over_images(x) * weights).sum().item(), x)
+    compare(found, expected, {
+        "there is none: nothing has to be detached": torch.zeros_like(x),
+        "mean and variance are detached: the gradient has to go through both": weights / std,
+        "the mean is detached: the gradient has to go through it":
+            expected + weights.mean(1, keepdim=True) / std,
+        "the variance is detached: the gradient has to go through it":
             (weights - weights.mean(1, keepdim=True)) / std}, "the gradient", tolerance=1e-4)
 
 
-def cubes(W, sign, feature, noise, length, copies=2, power=3, at_last=False):
-    """phi in loops, patch by patch.  at_last: the power of the sum"""
+def cubes(W, sign, feature, noise, length, copies=2, power=3, at_last=False, part=lambda x: x):
+    """phi in loops, patch by patch.  at_last: the power of the sum; part: of <w, patch>"""
     W, noise, length = W.tolist(), noise.tolist(), length.tolist()
     out = []
     for s in range(len(W)):
@@ -325,7 +364,7 @@ def cubes(W, sign, feature, noise, length, copies=2, power=3, at_last=False):
                 if at_last:
                     out.append(sum(dot(w, patch) for patch in image) ** power)
                 else:
-                    out.append(sum(dot(w, patch) ** power for patch in image))
+                    out.append(sum(part(dot(w, patch)) ** power for patch in image))
     return tensor(out).view(len(W), -1, len(W[0]))
 
 
@@ -337,21 +376,25 @@ def check_phi():
     expected = cubes(W, sign, *rest)
     compare(P.phi(W, sign, *rest), expected, {
         "the cube is missing": cubes(W, sign, *rest, power=1),
-        "squares in place of cubes": cubes(W, sign, *rest, power=2),
-        "the cube of the sum: each patch has its own cube": cubes(W, sign, *rest, at_last=True),
-        "one patch has the feature: there are FEATURE_PATCHES": cubes(W, sign, *rest, copies=1),
-        "FEATURE_PATCHES is inside the cube: it counts equal patches":
+        "squares stand where cubes have to": cubes(W, sign, *rest, power=2),
+        "the size is cubed, with abs: the sign has to stay": cubes(W, sign, *rest, part=abs),
+        "this is the cube of the sum: it has to be the sum of the patches' cubes":
+            cubes(W, sign, *rest, at_last=True),
+        "the noise patches are summed before the cube: it has to be the sum of their cubes":
+            cubes(W, sign, feature, noise.sum(2, keepdim=True), length),
+        "one patch has the feature: it has to be FEATURE_PATCHES": cubes(W, sign, *rest, copies=1),
+        "FEATURE_PATCHES is inside the cube: it counts equal patches, outside":
             cubes(W, sign, feature, noise, length * 2 ** (2 / 3)),
         "the sign is missing": cubes(W, torch.ones_like(sign), *rest),
         "the feature's length is missing": cubes(W, sign, feature, noise, torch.ones(2)),
-        "the feature's length is outside the cube: it belongs to the patch":
+        "the feature's length is outside the cube: it belongs to the patch, inside":
             cubes(W, sign, feature, noise, length ** (1 / 3)),
-        "v1 and v2 are exchanged: 0 is v1": cubes(W, sign, 1 - feature, noise, length),
+        "v1 and v2 are exchanged: 0 has to be v1": cubes(W, sign, 1 - feature, noise, length),
         "every image has v1: `feature` says which":
             cubes(W, sign, torch.zeros_like(feature), noise, length),
         "the noise patches are missing": cubes(W, sign, feature, 0 * noise, length),
         "the feature patches are missing": cubes(W, 0 * sign, *rest),
-        "the noise meets the wrong weights: it lives in the last d - 2 dimensions":
+        "the noise meets the wrong weights: they have to be those of the last d - 2 dimensions":
             cubes(torch.cat([W[..., :2], W[..., :5]], 2), sign, *rest),
         "the mean over the patches in place of the sum": expected / 6,
         "the mean of the noise patches in place of their sum":
@@ -384,21 +427,26 @@ def check_spectral():
     positives = sum(dot(x, y) ** 2 for x, y in zip(a, b))
     compare(L.spectral(f, f2), of_spectral(a, b), {
         "the 2 before the first term is missing": -attract + repel,
-        "the sign of the first term: views of one image attract each other": 2 * attract + repel,
-        "the sign": -of_spectral(a, b),
+        "the first term has the wrong sign: views of one image attract each other":
+            2 * attract + repel,
+        "the sign is wrong": -of_spectral(a, b),
         "the second term is not squared": -2 * attract + mean(dot(x, y) for x in a for y in b),
-        "the square of the mean: the second term is the mean of squares":
+        "the second term is the square of the mean: it has to be the mean of the squares":
             -2 * attract + mean(dot(x, y) for x in a for y in b) ** 2,
-        "the second term has the positives alone: it is of all pairs i, j":
+        "the second term has the positives alone: it has to have all pairs i, j":
             -2 * attract + positives / 5,
-        "the pairs i = j are left out: the mean is of all pairs":
+        "the pairs i = j are left out: the mean has to be over all pairs":
             -2 * attract + (25 * repel - positives) / 20,
-        "the pairs i = j are set to 0: the mean is of all pairs":
+        "the pairs i = j are set to 0: the mean has to be over all pairs":
             -2 * attract + repel - positives / 25,
-        "a sum in place of the second mean": -2 * attract + 25 * repel,
-        "a mean over K too: f.f2 is the sum over the K entries": -2 * attract / 3 + repel,
-        "the first view with itself in the second term": -2 * attract + repulsion(a, a),
-        "transposed: f^T f2 is [K, K], the pairs of images are [N, N]":
+        "the second term is a sum: it has to be a mean": -2 * attract + 25 * repel,
+        "the second term is divided by N: it has to be N^2, the number of pairs":
+            -2 * attract + 5 * repel,
+        "the first term is a mean over K too: f.f2 has to be the sum over the K entries":
+            -2 * attract / 3 + repel,
+        "the second term has the first view with itself: it has to be the first with the second":
+            -2 * attract + repulsion(a, a),
+        "transposed: f^T f2 is [K, K], the pairs of images have to be [N, N]":
             -2 * attract + repulsion(f.T.tolist(), f2.T.tolist())})
     live = [x.clone().requires_grad_() for x in (f, f2)]
     found = gradients(L.spectral(*live), *live)
@@ -434,15 +482,16 @@ def check_B_spectral():
     middle, middle2 = ([mean(column) for column in zip(*view)] for view in (a, b))
     of_means, images = moment([middle], [middle2]), moment(list(zip(*a)), list(zip(*b)))
     compare(L.B_spectral(x, x2), B, {
-        "not symmetric: a quadratic form w^T M w has the Hessian M + M^T": 2 * M,
-        "not symmetric, and half of it": M,
-        "half of it: the loss has -2 E f.f2": B / 2,
-        "the sign: L = const - Tr[W B W^T]": -B,
-        "this is the Hessian: B is -1/2 of it": -2 * B,
-        "a sum over the batch in place of the mean": 4 * B,
-        "the means are subtracted: E (f_i.f2_j)^2 is of fourth order in W, and B of second":
-            B - of_means - of_means.T,
-        "one view with itself: positives are x and x2": 2 * moment(a, a),
+        "it is not symmetric, but has to be: w^T M w has the Hessian M + M^T": 2 * M,
+        "it is not symmetric, but has to be, and half as large as it has to be": M,
+        "half of what it has to be: the loss has -2 E f.f2": B / 2,
+        "twice what it has to be: the symmetric part of 2 M is M + M^T": 2 * B,
+        "the sign is wrong: L = const - Tr[W B W^T]": -B,
+        "this is the Hessian: B has to be -1/2 of it": -2 * B,
+        "a sum over the batch stands where the mean has to": 4 * B,
+        "the means are subtracted, but must stay: E (f_i.f2_j)^2 is of fourth order in W, and B "
+        "of second": B - of_means - of_means.T,
+        "one view with itself: it has to be x with x2": 2 * moment(a, a),
         "x x2^T has the shape [N, N]: B is [D, D]": (images + images.T) * 3 / 4,
         "x x2^T has the shape [N, N], and is summed: B is [D, D]": (images + images.T) * 3}, "B")
 
@@ -459,14 +508,25 @@ def check_rank_of_theory():
     def count(lives):
         return tensor([float(sum(lives(a, A_k, c) for A_k, c in zip(A, C))) for a in weights])
 
+    def total(counts):
+        B = [[A_k + (1 - a) * c for A_k, c in zip(A, C)] for a in weights]
+        return tensor([sum(b for b in row if counts(b)) for row in B])
+
     compare(found, by_hand, {
-        "a dimension whose eigenvalue is 0 (a = 1.5) does not live: the quartic ends it":
+        "a dimension whose eigenvalue is 0 (a = 1.5) is counted, but it does not live: the quartic "
+        "ends it":
             count(lambda a, A_k, c: A_k + (1 - a) * c >= 0),
-        "the dead ones are counted": count(lambda a, A_k, c: A_k + (1 - a) * c < 0),
-        "B = A0 + (1 - a) C, not A0 - a C": count(lambda a, A_k, c: A_k - a * c > 0),
+        "the dead ones are counted: it has to be those that live":
+            count(lambda a, A_k, c: A_k + (1 - a) * c < 0),
+        "this is of A0 - a C: B has to be A0 + (1 - a) C":
+            count(lambda a, A_k, c: A_k - a * c > 0),
         "always 5: where a is large, eigenvalues of B are negative": torch.full((8,), 5.0),
         "eigenvalues that are not 0 are counted: negative ones collapse":
-            count(lambda a, A_k, c: A_k + (1 - a) * c != 0)},
+            count(lambda a, A_k, c: A_k + (1 - a) * c != 0),
+        "this is the sum of the eigenvalues: it has to be how many are positive":
+            total(lambda b: True),
+        "this is the sum of the positive eigenvalues: it has to be how many there are":
+            total(lambda b: b > 0)},
         "the ranks at a = " + ", ".join(map(str, weights)))
 
 
