@@ -105,6 +105,7 @@ def test_the_folder(sheet, tmp_path):
     commands[1:] = [command + " --dry-run" for command in commands[1:] if "toy_" not in command]
     loop = ("import sys, runpy, shlex; sys.path.insert(0, '.'); import common\n"
             "common.Run.draw = common.save_figure = lambda *_: None\n"       # for speed
+            "import functools; common.make_patches = functools.cache(common.make_patches)\n"
             "for command in %r:\n"
             "    sys.argv = shlex.split(command)\n"
             "    try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
