@@ -319,8 +319,10 @@ def from_folder(root, size, limit):
     if not root.is_dir():
         fail(f"--data {root}: no such data set or folder; use one of {FLAGS['data'][1]}")
     train, test = root / "train", root / "test" if (root / "test").is_dir() else root / "val"
-    classes, parts = [], [images_in(root, -1)]
-    if train.is_dir():
+    classes = []
+    if not train.is_dir():
+        parts = [images_in(root, -1)]
+    else:
         classes = sorted(d.name for d in train.iterdir() if d.is_dir())
         parts = [[pair for y, c in enumerate(classes) for pair in images_in(train / c, y)]]
         if len(classes) < 2:

@@ -423,6 +423,18 @@ def test_compile_with_a_compiler(in_tmp):
     assert torch.load(FOLDER / "last.pt", weights_only=True)["model"].keys() == names.keys()
 
 
+def test_every_label_of_an_image_has_its_columns(in_tmp, capsys):
+    simsiam.main([*SHORT, "--data", "strong_weak", "--epochs", "1"])
+    run = Path("runs/simsiam-strong_weak-s0")
+    last, result = rows(run)[-1], json.loads((run / "result.json").read_text())
+    assert list(last)[-2:] == ["knn", "knn_weak"] and last["knn"] != last["knn_weak"]
+    assert result["linear"] != result["linear_weak"] > 0
+    found = linear_eval.main([str(run), "--epochs", "100"])["trained"]
+    assert found["top1_weak"] == pytest.approx(result["linear_weak"], abs=0.2)
+    assert found["knn_weak"] == pytest.approx(float(last["knn_weak"]), abs=0.01)
+    assert "epoch 1, weak" in capsys.readouterr().out
+
+
 def test_help_lists_every_flag(capsys):
     with pytest.raises(SystemExit) as stop:
         simsiam.main(["--help"])
