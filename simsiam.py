@@ -27,7 +27,7 @@ RECIPES = {
         arch="resnet18", epochs=1000, batch_size=256, lr=0.5, weight_decay=1e-5, warmup_epochs=10,
         proj_layers=3, proj_dim=2048, pred_hidden=512, final_bn="affine"),
 }
-RECIPES["other"] = RECIPES["patches"] | dict(epochs=70, weight_decay=5e-4)
+RECIPES["other"] = RECIPES["patches"] | dict(epochs=70, weight_decay=5e-4, warmup_epochs=0)
 CHOICES = {"arch": common.ARCHS, "final_bn": ("none", "noaffine", "affine")}
 
 
