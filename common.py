@@ -87,7 +87,7 @@ def parse_args(file, doc, recipes, argv=None, choices={}, flags={}, presets={}):
     data = data if data in recipes else "other"
     preset = presets.get(data, {}).get(args.get("variant"), {})
     args = recipes[data] | preset | args | {"script": Path(file).stem}
-    check_numbers(args)
+    check_numbers(args | {"epochs": args["epochs"] or 1})  # none: the untrained net is evaluated
     if args["batch_size"] < 2:
         fail("--batch-size must be at least 2: BatchNorm needs two images")
     if args["dry_run"]:
@@ -827,6 +827,8 @@ class Run:
         with autocast(self.device):
             z = encoder(x1), encoder(x2)
         self.add_row(math.nan, {"z": z}, {})
+        if self.args.epochs == 0 and self.is_first:
+            self.save()
 
     def batches(self):
         """One pass over the training images in random order.  -> uint8 [B, 3, S, S]"""
@@ -866,18 +868,20 @@ class Run:
         self.add_row(loss, self.views, columns)
         if not self.is_first:
             return
+        self.save()
+        if time.perf_counter() - self.drawn > 30:          # it takes half a second
+            self.draw()
+
+    def save(self):
         # The row was printed before it is written: after a kill of whoever reads our output, the
         # print fails, and no two processes write here.
-        rows = self.history if self.epoch == 1 else self.history[-1:]
-        append_csv(self.folder / "metrics.csv", rows)
+        append_csv(self.folder / "metrics.csv", self.history[-1 if self.epoch > 1 else 0:])
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
                  "epoch": self.epoch, "seconds": self.seconds}
         backbone = self.model.encoder.backbone.state_dict()
         write(self.folder / "backbone.pt", lambda part: torch.save(backbone, part))
         write(self.folder / "last.pt", lambda part: torch.save(state, part))       # last: it counts
         self.saved = self.epoch
-        if time.perf_counter() - self.drawn > 30:          # it takes half a second
-            self.draw()
 
     def add_row(self, loss, views, columns):
         """Evaluate and print, on the first rank."""
@@ -893,7 +897,7 @@ class Run:
         if data.classes:
             row |= dict.fromkeys(["knn", *(f"knn_{label}" for label in data.more)], math.nan)
             if self.epoch in (0, a.epochs) or self.epoch % a.eval_every == 0:
-                row |= self.evaluate("knn", knn_accuracy)
+                row |= self.evaluate("knn", knn_accuracy, self.model.encoder.backbone)
         for name, x in views.items():
             found = collapse_metrics(x)
             row |= {f"{key}_{name}": found[key] for key in ("std", "m_o", "effective_rank")}
@@ -901,9 +905,9 @@ class Run:
         self.history.append(row)
         self.print_row(row, header=len(self.history) == 1 or row.keys() != self.history[-2].keys())
 
-    def evaluate(self, name, accuracy):
-        """accuracy of the backbone's features, for each of the labels.  -> {column: percent}"""
-        x, y, x2, y2 = labelled_features(self.model.encoder.backbone, self.data, self.args.dry_run)
+    def evaluate(self, name, accuracy, net):
+        """accuracy of the net's features, for each of the labels.  -> {column: percent}"""
+        x, y, x2, y2 = labelled_features(net, self.data, self.args.dry_run)
         found = {name: accuracy(x, y, x2, y2)}
         for label, (y, y2) in self.data.more.items():
             found[f"{name}_{label}"] = accuracy(x, y[:len(x)], x2, y2[:len(x2)])
@@ -923,12 +927,14 @@ class Run:
             dist.destroy_process_group()
         if not self.is_first:
             return None
-        last, few = self.history[-1], self.args.dry_run
+        last, few, encoder = self.history[-1], self.args.dry_run, self.model.encoder
         result = {"verdict": verdict(last["m_o"], last["effective_rank"])}
         if self.data.classes:
-            probe = self.evaluate("linear", lambda *f: linear_probe(*f, 2 if few else 100)[0])
-            result |= probe | {"knn_untrained": self.history[0]["knn"]}
-        result |= last | found
+            for name, net in (("linear", encoder.backbone), ("linear_z", encoder)):
+                result |= self.evaluate(
+                    name, lambda *f: linear_probe(*f, 2 if few else 100)[0], net)
+            result["knn_untrained"] = self.history[0]["knn"]
+        result |= {key: value for key, value in (last | found).items() if value == value}   # no nan
         self.draw()
         write_json(self.folder / "result.json", result)
         probe = f"; linear probe {result['linear']:.1f} %" if self.data.classes else ""

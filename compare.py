@@ -79,7 +79,7 @@ Table = namedtuple("Table", "script paper rows columns curves csv ours",
                    defaults=["knn linear std m_o effective_rank verdict",
                              "std effective_rank knn m_o", "metrics.csv", ""])
 MIRROR, PARTS = "mirror_ablations.py", "gradient_components.py"
-PRED, CLR, WEAK = "directpred.py", "directclr.py", "linear_weak"
+PRED, CLR, WEAK, WEAK_Z = "directpred.py", "directclr.py", "linear_weak", "linear_z_weak"
 STEPS = dict(curves="m_o m_r", csv="steps.csv")
 GRADIENT = "m_o m_r std effective_rank m_o_P verdict knn linear"
 DIRECT = "knn linear std m_o effective_rank align commutator asymmetry"
@@ -215,20 +215,33 @@ TABLES = {
     ], OF_R),
     "weak": Table("", "Jing et al., Wen & Li: who learns the weak feature?", [
         (label, f"{row} --data strong_weak", says, claim) for label, row, says, claim in (
+            ("supervised", "supervised.py", "", None),
+            ("untrained", "supervised.py --epochs 0", "", None),
             ("SimCLR mlp", f"{CLR} --projector mlp", "66.5", above("DirectCLR", 0, WEAK)),
             ("SimCLR linear", f"{CLR} --projector linear", "61.1", above("SimCLR none", 0, WEAK)),
             ("DirectCLR", CLR, "62.7", above("SimCLR linear", 0, WEAK)),
             ("SimCLR none", f"{CLR} --projector none", "51.5, lowest",
              below("SimCLR linear", 5, WEAK)),
             ("SimSiam", "simsiam.py", "", None), ("BYOL", "byol.py", "", None),
+            ("DirectPred", PRED, "", None),
+            ("DirectCopy", f"{PRED} --predictor directcopy", "", None),
+            ("trained W_p", f"{PRED} --predictor sgd", "", None),
             ("naive", f"{MIRROR} --variant naive", "not learnt", below("SimSiam", 10, WEAK)),
             ("mirror", f"{MIRROR} --variant mirror", "not learnt", below("SimSiam", 10, WEAK)),
-            ("identity head", f"{MIRROR} --variant identity", "both learnt",
-             above("frozen head", 0, WEAK)),
+            ("bias", f"{MIRROR} --variant bias", "", None),
+            ("identity head", f"{MIRROR} --variant identity", "both learnt", lambda run, rows:
+             all(above("frozen head", 0, key)(run, rows) for key in ("linear_z", WEAK_Z))),
+            ("symmetric head", f"{MIRROR} --variant identity_symmetric", "", None),
             ("frozen head", f"{MIRROR} --variant identity_frozen", "strong alone",
-             below("identity head", 0, WEAK)))
-    ], "verdict linear linear_weak linear_first_weak linear_rest_weak knn knn_weak effective_rank",
-        "knn knn_weak effective_rank"),
+             below("identity head", 0, WEAK_Z)),
+            ("P_b + o_e + r_e", PARTS, "66.62", above("P_b + o_e", 0, WEAK)),
+            ("P_b + o_e", f"{PARTS} --without r_e", "48.08", below("P_b + r_e", 0, WEAK)),
+            ("P_b + r_e", f"{PARTS} --without o_e", "66.15", above("P_b + o_e", 0, WEAK)),
+            ("InfoNCE", f"{PARTS} --loss infonce", "", None),
+            ("InfoNCE less r_e", f"{PARTS} --loss infonce --without r_e", "accuracy drops",
+             below("InfoNCE", 0, WEAK)))
+    ], "verdict linear linear_weak linear_z linear_z_weak linear_first_weak linear_rest_weak "
+       "knn knn_weak effective_rank", "knn knn_weak effective_rank"),
     "byol": Table("byol.py", "Tian et al.: BYOL needs predictor and stop-gradient", [
         ("byol", "", "no collapse", learns),
         ("no predictor", "--predictor none", "collapse", collapses),
@@ -238,7 +251,7 @@ TABLES = {
 }
 DIGITS = {0: "seconds alive_r alive_z dims_z",                                      # else 2
           1: "knn knn_weak linear linear_weak linear_first linear_rest linear_first_weak "
-             "linear_rest_weak effective_rank effective_rank_P test_rank_r test_rank_z",
+             "linear_rest_weak linear_z linear_z_weak effective_rank effective_rank_P test_rank_r test_rank_z",
           3: "align commutator asymmetry cos_bias b b_theory b_cos",
           4: "covariance E_mean E_mean_1"}
 

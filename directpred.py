@@ -232,7 +232,7 @@ def main(argv=None):
         run.log_rows("spectrum.csv", modes)
         run.end_epoch(**columns)
     run.finish()
-    if run.is_first:
+    if run.is_first and run.epoch:
         common.save_figure(draw(run), run.folder / "spectrum.png")
     return model
 

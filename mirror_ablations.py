@@ -337,7 +337,7 @@ def report(run):
     if not run.is_first:
         return {}
     found, last = {}, run.history[-1]
-    if run.args.variant == "symmetric":
+    if "m_o_P" in last and run.args.variant == "symmetric":
         found["verdict"] = common.verdict(last["m_o_P"], last["effective_rank_P"])
     if "E_mean" in last:
         found["E_mean_1"] = run.history[1]["E_mean"]       # after the first epoch

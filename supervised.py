@@ -1,0 +1,98 @@
+"""The ceiling: the same backbone, views and loop, but with the labels.  No self-supervision.
+
+What it reaches says how much of a label this net can learn at all, and so what the others lose.
+Where images have several labels (--data strong_weak) it learns all of them at once.
+
+    python supervised.py --data strong_weak
+    python supervised.py --data strong_weak --epochs 0       the floor: the untrained net
+
+takes 70 s on two CPU cores and gets 100 % of the strong label and 91 % of the weak one (kNN).  z is
+r here, so the collapse columns are of r.
+"""
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import common
+
+# One dict a data set; every entry is also a flag, and a flag that is given wins.
+# lr is for a batch of 256: the rate used is lr * batch_size / 256.
+RECIPES = {
+    "patches": dict(                                                                          # ours
+        arch="small", epochs=30, batch_size=64, lr=0.4, weight_decay=1e-3, warmup_epochs=0),
+    "cifar10": dict(                                                          # ours, not measured
+        arch="resnet18", epochs=200, batch_size=128, lr=0.2, weight_decay=5e-4, warmup_epochs=0),
+}
+RECIPES["cifar100"] = RECIPES["cifar10"]
+RECIPES["other"] = RECIPES["patches"] | dict(weight_decay=5e-4)
+CHOICES = {"arch": common.ARCHS}
+
+
+# -------------------------------------------------------------------------------------------- loss
+
+def loss_of(outputs, labels):
+    """Cross-entropy, summed over the labels of an image; -1 is an image without one.
+
+    outputs: list of [B, classes], labels: list of int64 [B] -> scalar"""
+    pairs = zip(outputs, labels)
+    return sum(F.cross_entropy(output, y, ignore_index=-1) for output, y in pairs)
+
+
+# ----------------------------------------------------------------------------------------- network
+
+class Classifier(nn.Module):
+    def __init__(self, args):
+        super().__init__()
+        backbone, width = common.make_backbone(args.arch)
+        self.encoder = nn.Sequential()
+        self.encoder.backbone = backbone
+        self.heads = nn.ModuleList(nn.Linear(width, n) for n in args.n_classes)
+
+    def forward(self, x):
+        r = self.encoder(x)                                # [B, width]
+        return [head(r) for head in self.heads], r
+
+
+build = Classifier
+
+
+# ------------------------------------------------------------------------------------------- train
+
+def parse(argv=None):
+    return common.parse_args(__file__, __doc__, RECIPES, argv, CHOICES)
+
+
+def main(argv=None):
+    args = parse(argv)
+    device = common.setup(args)
+    data = common.load_data(args.data, args.data_dir, args.size, device, args.limit)
+    if not data.classes:
+        common.fail(f"{args.data} has no labels to learn from")
+    all_labels = [data.train_y, *(train for train, _ in data.more.values())]         # int64 [N]
+    args.n_classes = [int(y.max()) + 1 for y in all_labels]
+    model = Classifier(args).to(device, memory_format=torch.channels_last)
+    lr = args.lr * args.batch_size / 256
+    optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, nesterov=True,
+                                weight_decay=args.weight_decay)
+    run = common.Run(args, model, optimizer, data)
+    net = run.parallel()
+
+    for epoch in run.epochs():
+        for x in run.batches():                            # uint8 [B, 3, S, S]
+            rate = common.cosine_lr(lr, run.progress, args.epochs, args.warmup_epochs)
+            optimizer.param_groups[0]["lr"] = rate
+            x1 = common.augment(x, data.mean, data.std)    # one view is enough
+            with common.autocast(device):                  # bfloat16 on CUDA
+                outputs, r = net(x1)
+                loss = loss_of(outputs, [y[run.chosen] for y in all_labels])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            run.log(loss, z=(r,))
+        run.end_epoch()
+    run.finish()
+    return model
+
+
+if __name__ == "__main__":
+    main()
