@@ -51,7 +51,7 @@ FLAGS = {                                                  # of every script: de
     "dry_run": (False, "two steps of everything, in seconds"),
 }
 MAY_BE_ZERO = {"limit", "seed", "weight_decay", "pred_weight_decay", "warmup_epochs", "ema",
-               "solarize_p", "rho", "eps", "momentum", "random_init"}
+               "jitter_p", "solarize_p", "rho", "eps", "momentum", "random_init"}
 BELOW_ONE = {"ema", "rho", "momentum"}                     # shares of the past
 
 
@@ -343,6 +343,13 @@ def from_folder(root, size, limit):
         if limit and name == "train":                             # no need to decode the others
             chosen = balanced_subset(torch.tensor([y for _, y in files]), limit)
             files = [files[i] for i in chosen]
+        need, there = 2 * len(files) * 3 * size * size, memory()  # one by one, then as one tensor
+        if need > there:
+            fits = int(0.8 * len(files) * there / need)
+            fits = int(0.8 * len(files) * there / need)
+            fail(f"--data {root}: {len(files)} images to {name} on take {need / 2**30:.1f} GB "
+                 f"while they are read, of {there / 2**30:.1f}: --limit {fits} fits, or a smaller "
+                 f"--size")
         with ThreadPoolExecutor() as pool:
             images = pool.map(lambda file_y: decode(file_y[0], size), files)
             images = list(tqdm(images, f"decoding, {name}", len(files), leave=False,
@@ -358,6 +365,14 @@ def from_folder(root, size, limit):
         images = [image for image in images if image is not None]
         out += [torch.stack(images), torch.tensor(labels)]
     return *out, classes
+
+
+def memory():
+    """Bytes of memory of this machine; where it cannot be known, more than anybody has."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 2**60
 
 
 def decode(file, size):
@@ -546,6 +561,43 @@ def verdict(m_o, effective_rank):
     if m_o >= 0.95:
         return "complete"
     return "dimensional" if effective_rank <= 4 else "none"
+
+
+def alarm(rows, warmup_epochs=0):
+    """A line for a run that goes wrong, once for each kind of collapse; "" where nothing is new.
+
+    Two epochs on end, after warm-up and the first: m_o 0.95 or more, or effective rank 3 or less
+    and not rising.  A rank of 3 to 4 often comes back, so that only the verdict counts it.
+    rows: of metrics.csv, so far"""
+    rows = [row for row in rows if row["epoch"] > max(warmup_epochs, 1)]
+    said, new = set(), ""
+    for before, row in zip(rows, rows[1:]):
+        kind, new = "", ""
+        if min(before["m_o"], row["m_o"]) >= 0.95:
+            kind = "complete"
+        elif max(before["m_o"], row["m_o"]) < 0.95:
+            if 3 >= before["effective_rank"] >= row["effective_rank"]:
+                kind = "dimensional"
+        if kind and kind not in said:
+            said.add(kind)
+            new = (f"{kind} collapse since epoch {before['epoch']:.0f} (std {row['std']:.2f}, "
+                   f"m_o {row['m_o']:.2f}, rank {row['effective_rank']:.1f})")
+    return new
+
+
+@torch.no_grad()
+def health(r):
+    """How rich are the features of images that were not trained on?  Needs no labels.
+
+    r: [N, D] -> test_rank_r, their effective rank (see collapse_metrics), and test_auc_r, the area
+    under the share of the singular values of the centred, l2-normalised r that the largest 1, 2,
+    ..., D of them hold: 1 where one holds all, 1/2 (and half a step) where all are equal.
+    Li, Efros & Pathak (2022, arXiv 2209.15007) forecast accuracy by it; that it is the singular
+    values that are summed, not their squares, is our reading."""
+    R = F.normalize(r.float(), dim=1).cpu()
+    s = torch.linalg.svdvals(R - R.mean(0))                # descending
+    return {"test_rank_r": collapse_metrics(r)["effective_rank"],
+            "test_auc_r": (s.cumsum(0) / s.sum()).mean().item()}
 
 
 @torch.no_grad()
@@ -894,27 +946,32 @@ class Run:
                "images_per_second": seen / max(self.seconds, 1e-9),
                "lr": self.optimizer.param_groups[0]["lr"], "loss": loss,
                **collapse_metrics(views.pop("z"))}
-        if data.classes:
-            row |= dict.fromkeys(["knn", *(f"knn_{label}" for label in data.more)], math.nan)
-            if self.epoch in (0, a.epochs) or self.epoch % a.eval_every == 0:
-                row |= self.evaluate("knn", knn_accuracy, self.model.encoder.backbone)
+        names = ["knn", *(f"knn_{label}" for label in data.more)] if data.classes else []
+        row |= dict.fromkeys([*names, "test_rank_r", "test_auc_r"], math.nan)
+        if self.epoch in (0, a.epochs) or self.epoch % a.eval_every == 0:
+            row |= self.evaluate("knn", knn_accuracy, self.model.encoder.backbone)
         for name, x in views.items():
             found = collapse_metrics(x)
             row |= {f"{key}_{name}": found[key] for key in ("std", "m_o", "effective_rank")}
         row |= columns
         self.history.append(row)
         self.print_row(row, header=len(self.history) == 1 or row.keys() != self.history[-2].keys())
+        if warning := alarm(self.history, a.warmup_epochs):
+            print(f"{warning}: see results/README.md#collapse-guide", flush=True)
 
     def evaluate(self, name, accuracy, net):
-        """accuracy of the net's features, for each of the labels.  -> {column: percent}"""
+        """Accuracy of the net's features, for each of the labels if there are any; their health."""
         x, y, x2, y2 = labelled_features(net, self.data, self.args.dry_run)
-        found = {name: accuracy(x, y, x2, y2)}
+        found = health(x2) if name == "knn" else {}
+        if self.data.classes:
+            found[name] = accuracy(x, y, x2, y2)
         for label, (y, y2) in self.data.more.items():
             found[f"{name}_{label}"] = accuracy(x, y[:len(x)], x2, y2[:len(x2)])
         return found
 
     def print_row(self, row, header):
-        short = {"images_per_second": "img/s", "covariance": "cov"}
+        short = {"images_per_second": "img/s", "covariance": "cov", "test_rank_r": "rank_r",
+                 "test_auc_r": "auc_r"}
         names = [short.get(name, name.replace("effective_", "")) for name in row]
         if header:
             print(" ".join(f"{name:>8}" for name in names))

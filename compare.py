@@ -14,6 +14,7 @@ dash-dotted where dimensions were lost.
     --seed 0,1,2     seeds                          --only A,B       these rows of the table alone
     --jobs N         N runs at once                 --out FOLDER     default: runs
     --csv FILE       draw from this file of a run   --curves A,B     draw these columns of it
+    --points A,B     curves-points.png: a row's B against its A, both from result.json
     --save FOLDER    also write the csv and the picture there, and fill the tables of its README.md
                      and of ours
 """
@@ -74,15 +75,33 @@ def above(other, points=0.0, key="linear"):
 
 
 # script; the paper; rows: label, flags, what the paper says, claim; columns of the table; columns
-# that are drawn, and the file of a run that has them; flags for data sets that are not CIFAR
-Table = namedtuple("Table", "script paper rows columns curves csv ours",
+# that are drawn, and the file of a run that has them; flags for data sets that are not CIFAR; two
+# columns that are drawn against each other
+Table = namedtuple("Table", "script paper rows columns curves csv ours points",
                    defaults=["knn linear std m_o effective_rank verdict",
-                             "std effective_rank knn m_o", "metrics.csv", ""])
+                             "std effective_rank knn m_o", "metrics.csv", "", ""])
 MIRROR, PARTS = "mirror_ablations.py", "gradient_components.py"
 PRED, CLR, WEAK, WEAK_Z = "directpred.py", "directclr.py", "linear_weak", "linear_z_weak"
 STEPS = dict(curves="m_o m_r", csv="steps.csv")
 GRADIENT = "m_o m_r std effective_rank m_o_P verdict knn linear"
 DIRECT = "knn linear std m_o effective_rank align commutator asymmetry"
+KNOBS = {                                                  # one change to the default recipe each
+    "as it is": "", "rate x 4": "--lr 1.6", "rate x 16": "--lr 6.4", "rate / 4": "--lr 0.1",
+    "predictor's rate decays too": "--pred-schedule cosine",
+    "no BN in the predictor": "--no-pred-bn",
+    "no BN in the projector": "--no-proj-bn --final-bn none", "no final BN": "--final-bn none",
+    "batch 16": "--batch-size 16", "batch 256": "--batch-size 256 --warmup-epochs 2",
+    "no weight decay": "--weight-decay 0", "crops from 8 %": "--min-scale 0.08",
+    "crops from 60 %": "--min-scale 0.6", "no colour jitter": "--jitter-p 0",
+    "Adam, rate 1e-3": "--optimizer adam --lr 4e-3", "no stop-gradient": "--no-stopgrad",
+    "no predictor": "--predictor none", "target of its own view": "--pair own"}
+KNOBS_SIMSIAM = {
+    "predictor's rate / 10": "--pred-lr 0.1", "predictor's rate x 10": "--pred-lr 10",
+    "much weight decay": "--weight-decay 0.01", "predictor as wide as z": "--pred-hidden 256",
+    "batch 256, no warm-up": "--batch-size 256 --warmup-epochs 0"}
+KNOBS_BYOL = {
+    "predictor's rate / 10": "--pred-lr 1", "predictor's rate x 10": "--pred-lr 100",
+    "much weight decay": "--weight-decay 2.5e-3", "narrow predictor": "--pred-hidden 64"}
 OF_R = "knn linear linear_first linear_rest test_rank_r alive_r test_rank_z alive_z dims_z m_o"
 TABLES = {
     "simsiam": Table("simsiam.py", "Chen & He: SimSiam does not collapse", [
@@ -241,7 +260,14 @@ TABLES = {
             ("InfoNCE less r_e", f"{PARTS} --loss infonce --without r_e", "accuracy drops",
              below("InfoNCE", 0, WEAK)))
     ], "verdict linear linear_weak linear_z linear_z_weak linear_first_weak linear_rest_weak "
-       "knn knn_weak effective_rank", "knn knn_weak effective_rank"),
+       "knn knn_weak effective_rank", "knn knn_weak effective_rank", points="linear linear_weak"),
+    "collapse-guide": Table("knobs.py", "Which single change makes SimSiam, BYOL collapse?", [
+        (f"{name}: {label}", f"--variant {variant} {flags}", "", None)
+        for name, variant, rows in (("SimSiam", "simsiam", KNOBS | KNOBS_SIMSIAM),
+                                    ("BYOL", "byol", KNOBS | KNOBS_BYOL))
+        for label, flags in rows.items()
+    ], "verdict knn linear std m_o effective_rank loss test_rank_r test_auc_r",
+        "std effective_rank knn loss", points="test_auc_r knn"),
     "byol": Table("byol.py", "Tian et al.: BYOL needs predictor and stop-gradient", [
         ("byol", "", "no collapse", learns),
         ("no predictor", "--predictor none", "collapse", collapses),
@@ -250,15 +276,19 @@ TABLES = {
     ]),
 }
 DIGITS = {0: "seconds alive_r alive_z dims_z",                                      # else 2
-          1: "knn knn_weak linear linear_weak linear_first linear_rest linear_first_weak "
-             "linear_rest_weak linear_z linear_z_weak effective_rank effective_rank_P test_rank_r test_rank_z",
-          3: "align commutator asymmetry cos_bias b b_theory b_cos",
+          1: "knn knn_weak linear linear_weak linear_z linear_z_weak linear_first linear_rest "
+             "linear_first_weak linear_rest_weak effective_rank effective_rank_P test_rank_r "
+             "test_rank_z",
+          3: "test_auc_r align commutator asymmetry cos_bias b b_theory b_cos",
           4: "covariance E_mean E_mean_1"}
 
 MEANS = {"std": "std (0: complete collapse)", "m_o": "m_o (1: complete collapse)",
-         "m_o_P": "m_o of P", "b": "length of b", "b_theory": "length predicted",
+         "m_o_P": "m_o of P", "test_rank_r": "effective rank of r, test images",
+         "test_auc_r": "area under r's cumulative singular values, test images",
+         "b": "length of b", "b_theory": "length predicted",
          "effective_rank": "effective rank", "knn": "kNN accuracy (%)",
-         "knn_weak": "kNN, weak label (%)",
+         "knn_weak": "kNN, weak label (%)", "linear": "linear probe (%)",
+         "linear_weak": "linear probe, weak label (%)",
          "r": "eigenvalues of r, largest = 1", "z": "eigenvalues of z, largest = 1"}
 
 
@@ -561,6 +591,39 @@ def draw(jobs, columns, name):
     return figure
 
 
+def draw_points(records, x, y):
+    """A point a row: the means of columns x and y over seeds, with their standard deviations.
+
+    The names stand at the right, in the order of y."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(8, 5.2), layout="constrained")
+    axis, points = figure.subplots(), []
+    colors = {"none": "#08519c", "dimensional": "#fd8d3c", "complete": "#b10026"}
+    for label in dict.fromkeys(record["label"] for record in records):
+        mine = [record for record in records if record["label"] == label]
+        values = torch.tensor([[record[x], record[y]] for record in mine], dtype=torch.double)
+        mean, spread = values.mean(0).tolist(), values.std(0, correction=0).tolist()
+        verdicts = sorted(record["verdict"] for record in mine)
+        color = colors[verdicts[len(verdicts) // 2]]       # of most; complete < dimensional < none
+        axis.errorbar(*mean, spread[1], spread[0], "o", color=color, ms=5, lw=1)
+        points.append((mean[1], mean[0], label, color))
+    points.sort()
+    low, high = axis.get_ylim()
+    gap, free = (high - low) / 25, low                     # names must not overlap
+    for i, (at_y, at_x, label, color) in enumerate(points):
+        free = max(free, min(at_y, high - gap * (len(points) - i)))
+        line = {"arrowstyle": "-", "lw": 0.5, "color": "0.7"}
+        axis.annotate(label, (at_x, at_y), (1.04, free), textcoords=("axes fraction", "data"),
+                      va="center", fontsize=9, color=color, arrowprops=line)
+        free += gap
+    for verdict, color in colors.items():
+        axis.plot([], [], "o", color=color, label=f"collapse: {verdict}")
+    axis.legend(loc="upper left", fontsize=9)
+    axis.set(xlabel=MEANS.get(x, x), ylabel=MEANS.get(y, y))
+    axis.grid(alpha=0.3)
+    return figure
+
+
 # --------------------------------------------------------------------------------------------- main
 
 def choose(what, flags, own):
@@ -598,7 +661,7 @@ def main(argv=None):
             print(f"{name:20}{runs:>3} runs{minutes:>5} min   {held:16} {paper}".rstrip())
         return
     own = {"--seed": "0", "--jobs": "1", "--only": "", "--out": "runs", "--csv": "", "--curves": "",
-           "--save": ""}
+           "--points": "", "--save": ""}
     own |= {name: flags.pop(name) for name in list(flags) if name in own}
     if not own["--jobs"].isdecimal() or own["--jobs"] == "0":
         common.fail(f"--jobs must be a number of runs, one or more, not {own['--jobs']}")
@@ -620,18 +683,21 @@ def report(jobs, table, folder, own, missing):
     if own["--jobs"] == "1":
         columns.append("seconds")
     text = f"{markdown(records, columns, table)}\n{missing}"
-    figure = draw(jobs, (own["--curves"] or table.curves).replace(",", " ").split(), name)
+    figures = {"": draw(jobs, (own["--curves"] or table.curves).replace(",", " ").split(), name)}
+    if points := (own["--points"] or table.points).replace(",", " ").split():
+        figures["-points"] = draw_points(records, *points)
     only = "-only" if own["--only"] else ""
     folder.mkdir(parents=True, exist_ok=True)
     save_records(records, folder / f"table{only}.csv")
     (folder / f"table{only}.md").write_text(text, encoding="utf-8")
-    common.save_figure(figure, folder / f"curves{only}.png")
+    for kind, figure in figures.items():
+        common.save_figure(figure, folder / f"curves{kind}{only}.png")
     print(f"{text}{folder}: table{only}.md, table{only}.csv, curves{only}.png")
     if own["--save"]:
-        save(records, figure, Path(own["--save"]), folder.name)
+        save(records, figures, Path(own["--save"]), folder.name)
 
 
-def save(records, figure, results, stem):
+def save(records, figures, results, stem):
     """results/mirror.csv and .png, and the tables in results/README.md and in ours"""
     file = results / f"{stem}.csv"
     if file.exists():
@@ -639,7 +705,8 @@ def save(records, figure, results, stem):
         if lost:
             common.fail(f"{file} has rows that this would lose ({', '.join(sorted(lost))})")
     save_records(records, file)
-    common.save_figure(figure, results / f"{stem}.png")
+    for kind, figure in figures.items():
+        common.save_figure(figure, results / f"{stem}{kind}.png")
     for readme in (results / "README.md", results.parent / "README.md"):
         if readme.exists():
             readme.write_text(fill(readme.read_text(encoding="utf-8"), results), encoding="utf-8")

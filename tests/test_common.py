@@ -155,6 +155,30 @@ def test_metrics_against_numpy(n, d):
     assert squares.mean() == pytest.approx(1 - m["m_o"] ** 2, rel=1e-4)
 
 
+@pytest.mark.parametrize("n, d", [(64, 16), (16, 64)])
+def test_health_against_numpy(n, d):
+    r = np.random.default_rng(0).normal(size=(n, d)) * np.linspace(0.1, 2, d) + 0.3
+    R = r / np.linalg.norm(r, axis=1, keepdims=True)
+    R -= R.mean(0)
+    values = np.sort(np.sqrt(np.linalg.eigvalsh(R @ R.T if n < d else R.T @ R).clip(0)))[::-1]
+    area = sum(values[:i + 1].sum() / values.sum() for i in range(len(values))) / len(values)
+    shares = values**2 / (values**2).sum()
+    entropy = -sum(share * np.log(share) for share in shares if share > 1e-12)
+    found = common.health(torch.tensor(r))
+    assert found["test_auc_r"] == pytest.approx(area, rel=1e-3)
+    assert found["test_rank_r"] == pytest.approx(np.exp(entropy), rel=1e-3)
+
+
+def test_health_of_one_and_of_all_dimensions():
+    g = torch.Generator().manual_seed(0)
+    line = torch.randn(500, 1, generator=g) * torch.eye(8)[0]       # +- one direction
+    assert common.health(line)["test_auc_r"] == pytest.approx(1, abs=1e-4)
+    ball = torch.linalg.qr(torch.randn(500, 8, generator=g, dtype=torch.double))[0]
+    ball = torch.cat([ball, -ball])                        # centred, all singular values the same
+    assert common.health(ball / ball.norm(dim=1, keepdim=True))["test_auc_r"] == pytest.approx(
+        (8 + 1) / 2 / 8, abs=0.01)
+
+
 def test_verdict():
     assert [common.verdict(*pair) for pair in ((0.95, 30), (0.94, 4.0), (0.1, 4.1))] == [
         "complete", "dimensional", "none"]
@@ -235,3 +259,35 @@ def test_resnet18_is_torchvisions_but_for_the_stem():
     theirs = torchvision.models.resnet18().state_dict()
     assert set(theirs) - set(ours) == {"fc.weight", "fc.bias"} and set(ours) <= set(theirs)
     assert [k for k in ours if ours[k].shape != theirs[k].shape] == ["conv1.weight"]
+
+
+# ------------------------------------------------------------------------------------------- alarm
+
+def alarms(ranks, m_o=(), warmup=0):
+    """What is said after each epoch; ranks and m_o of epochs 0, 1, ..."""
+    m_o = [*m_o, *[0.1] * (len(ranks) - len(m_o))]
+    rows = [{"epoch": float(i), "std": 0.5, "m_o": m_o[i], "effective_rank": rank}
+            for i, rank in enumerate(ranks)]
+    said = [common.alarm(rows[:i + 1], warmup) for i in range(len(rows))]
+    return {i: " ".join(text.split()[:5]) for i, text in enumerate(said) if text}
+
+
+def test_alarm_of_a_complete_collapse_and_only_once():
+    assert alarms([30.0] * 8, [0.1, 0.5, 0.96, 0.99, 1, 1, 1, 1]) == {
+        3: "complete collapse since epoch 2"}
+    assert alarms([30.0] * 5, [0.1, 0.5, 0.96, 0.9, 0.96]) == {}           # not two on end
+    late = alarms([1.0] * 3 + [30.0] * 4, [0.99] * 7, warmup=3)
+    assert late == {5: "complete collapse since epoch 4"}
+
+
+def test_alarm_of_lost_dimensions():
+    assert alarms([20, 9, 3.5, 2.9, 2.5, 2.1]) == {4: "dimensional collapse since epoch 3"}
+    assert alarms([20, 9, 3.5, 3.2, 3.1]) == {}            # between 3 and 4 it often comes back
+    assert alarms([20, 1.5, 1.6, 2.2, 3.0, 4.0]) == {}     # few at first, and rising
+    assert alarms([20, 2, 2, 2, 5, 6, 2, 2]) == {3: "dimensional collapse since epoch 2"}
+    both = alarms([20, 9, 2, 1.5, 1.2, 30, 30], [0.1, 0.1, 0.5, 0.6, 0.7, 0.96, 0.98])
+    assert both == {3: "dimensional collapse since epoch 2", 6: "complete collapse since epoch 5"}
+
+
+def test_no_alarm_before_there_is_a_second_epoch():
+    assert common.alarm([]) == "" and alarms([1.0, 1.0], [1, 1]) == {}

@@ -18,6 +18,7 @@ import directpred
 import gradient_components
 import mirror_ablations
 import simsiam
+import supervised
 
 CpuGenerator = torch.Generator
 GPU, CPU = torch.device("cuda:0"), torch.device("cpu")
@@ -159,7 +160,7 @@ def first_step(monkeypatch, script, flags, cuda, device):
 
 SMALL = "--limit 128 --batch-size 64 --epochs 1"
 DIMS = "--proj-dim 32 --pred-hidden 16"
-CASES = [(simsiam, DIMS)]
+CASES = [(simsiam, DIMS), (supervised, "")]
 CASES += [(byol, f"{DIMS} --proj-hidden 32 {flags}") for flags in (
     "", "--predictor linear", "--predictor none --ema 0", "--no-stopgrad",
     "--ema-schedule cosine --solarize-p 0.5")]

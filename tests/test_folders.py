@@ -43,6 +43,7 @@ def test_any_images_without_labels(deep, in_tmp, photos, capsys):
     run = Path("runs/simsiam-pics-s0")
     with open(run / "metrics.csv", newline="") as f:
         rows = list(csv.DictReader(f))
+    assert all(1 <= float(row["test_rank_r"]) <= 4 for row in rows)          # of four images
     assert len(rows) == 2 and "knn" not in rows[0] and (run / "curves.png").exists()
     result = (run / "result.json").read_text()
     assert "verdict" in result and "knn" not in result and "linear" not in result
@@ -149,3 +150,17 @@ def test_bad_folders(capsys, in_tmp, photos):
     for i in range(6):
         picture(in_tmp / "few" / f"{i}.png", photos, i)
     refused(capsys, "few", "--batch-size 8 is larger")
+
+
+def test_more_images_than_memory(capsys, in_tmp, photos, monkeypatch):
+    """Said before anything is read, with a --limit that does fit."""
+    for i in range(40):
+        picture(in_tmp / "pics" / f"{i:02}.png", photos, i)
+    assert common.memory() > 2**20                         # of this machine
+    monkeypatch.setattr(common, "memory", lambda: 20 * 2 * 3 * 16 * 16)      # 20 images' worth
+    monkeypatch.setattr(common, "decode", lambda *a: pytest.fail("read"))
+    refused(capsys, "pics", "36 images to train on", "--limit 16 fits", "--size")
+    monkeypatch.undo()
+    monkeypatch.chdir(in_tmp)
+    monkeypatch.setattr(common, "memory", lambda: 20 * 2 * 3 * 16 * 16)
+    simsiam.main(["--data", "pics", *SMALL, "--limit", "16"])

@@ -21,7 +21,8 @@ import simsiam
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = "--limit 96 --batch-size 32 --epochs 4 --proj-dim 32 --pred-hidden 16".split()
-COLUMNS = "epoch seconds images_per_second lr loss std m_o m_r effective_rank covariance knn"
+COLUMNS = ("epoch seconds images_per_second lr loss std m_o m_r effective_rank covariance knn "
+           "test_rank_r test_auc_r")
 FILES = ["args.json", "backbone.pt", "curves.png", "last.pt", "metrics.csv", "result.json"]
 FOLDER = Path("runs/simsiam-patches-s0")
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -427,8 +428,11 @@ def test_every_label_of_an_image_has_its_columns(in_tmp, capsys):
     simsiam.main([*SHORT, "--data", "strong_weak", "--epochs", "1"])
     run = Path("runs/simsiam-strong_weak-s0")
     last, result = rows(run)[-1], json.loads((run / "result.json").read_text())
-    assert list(last)[-2:] == ["knn", "knn_weak"] and last["knn"] != last["knn_weak"]
+    assert list(last)[-4:-2] == ["knn", "knn_weak"] and last["knn"] != last["knn_weak"]
     assert result["linear"] != result["linear_weak"] > 0
+    on_z = linear_eval.main([str(run), "--layer", "projection"])["trained"]
+    assert on_z["top1"] == pytest.approx(result["linear_z"], abs=0.2)
+    assert on_z["top1_weak"] == pytest.approx(result["linear_z_weak"], abs=0.2)
     found = linear_eval.main([str(run), "--epochs", "100"])["trained"]
     assert found["top1_weak"] == pytest.approx(result["linear_weak"], abs=0.2)
     assert found["knn_weak"] == pytest.approx(float(last["knn_weak"]), abs=0.01)
