@@ -758,7 +758,8 @@ def new_folder(args, device):
         commit = ""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     info = {"args": vars(args), "python": sys.version.split()[0], "torch": torch.__version__,
-            "torchvision": torchvision.__version__, "device": name, "git": commit}
+            "torchvision": torchvision.__version__, "device": name,
+            "threads": torch.get_num_threads(), "git": commit}
     for n in range(1, sys.maxsize):
         folder = Path(args.out) / (run_name(args) if n == 1 else f"{run_name(args)}-{n}")
         try:

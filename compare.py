@@ -408,16 +408,16 @@ def train_all(jobs, n):
 
 # ------------------------------------------------------------------------------------------- report
 
-def read_results(jobs, seconds):
+def read_results(jobs):
     """-> a dict for each finished run: label, seed, and what result.json says"""
     records = []
     for job in jobs:
         file = job.folder / "result.json"
         if file.exists():
-            commit = common.read_run(job.folder)["git"][:7]
-            record = {"label": job.label, "seed": job.seed, "commit": commit,
+            info = common.read_run(job.folder)
+            record = {"label": job.label, "seed": job.seed, "commit": info["git"][:7],
                       **json.loads(file.read_text())}
-            if not seconds:                                # of runs beside each other
+            if info.get("threads", 9999) < torch.get_num_threads():      # one of several at once
                 del record["seconds"], record["images_per_second"]
             records.append(record)
     return records
@@ -509,10 +509,11 @@ def overview(results):
         line = [name, table.paper, str(len(table.rows)), "", ""]
         if (results / f"{name}.csv").exists():
             records = read_records(results / f"{name}.csv")
-            seconds = [record.get("seconds", math.nan) for record in records]
-            if not math.isnan(sum(seconds)):
-                seeds = len({record["seed"] for record in records})
-                line[3] = f"{sum(seconds) / seeds / 60:.0f}"
+            seeds = [sum(record.get("seconds", math.nan) for record in records
+                         if record["seed"] == seed) for seed in {r["seed"] for r in records}]
+            timed = [seconds / 60 for seconds in seeds if not math.isnan(seconds)]
+            if timed:
+                line[3] = f"{sum(timed) / len(timed):.0f}"
             found = [as_the_paper(claim, [r for r in records if r["label"] == label], records)
                      for label, _, _, claim in table.rows]
             held = [word for word in found if word]
@@ -678,10 +679,8 @@ def main(argv=None):
 
 def report(jobs, table, folder, own, missing):
     """table.csv, table.md, curves.png; of a selection of rows under another name"""
-    records = read_results(jobs, seconds=own["--jobs"] == "1")
-    columns, name = table.columns.split(), own["--csv"] or table.csv
-    if own["--jobs"] == "1":
-        columns.append("seconds")
+    records, name = read_results(jobs), own["--csv"] or table.csv
+    columns = [*table.columns.split(), "seconds"]
     text = f"{markdown(records, columns, table)}\n{missing}"
     figures = {"": draw(jobs, (own["--curves"] or table.curves).replace(",", " ").split(), name)}
     if points := (own["--points"] or table.points).replace(",", " ").split():
