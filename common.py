@@ -9,6 +9,7 @@ import csv
 import json
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -203,6 +204,8 @@ def load_data(name, data_dir="data", size=32, device="cpu", limit=None):
         if rank() > 0:
             dist.barrier()                                # rank 0 downloads before the others read
         parts = from_torchvision(name, data_dir, size)
+        if name == "cifar100":
+            more = {"coarse": [coarse_labels(data_dir, part) for part in ("train", "test")]}
         if rank() == 0 and world_size() > 1:
             dist.barrier()
     else:
@@ -237,6 +240,17 @@ PATCHES = {"patches": ((10, 7, 0.35, 0.6),),
            "strong_weak": ((5, 7, 0.35, 0.6), (5, 5, 0.28, 0.45))}
 
 
+def make_patterns(features, side=7):
+    """-> for each label the patterns of its classes, the same always, [classes, 1, side, side]"""
+    g, patterns = torch.Generator().manual_seed(0), []
+    for classes, *_ in features:
+        pattern = torch.randn(classes, 1, 4, 4, generator=g)
+        pattern = F.interpolate(pattern, size=(side, side), mode="bicubic", align_corners=True)
+        pattern -= pattern.mean((2, 3), keepdim=True)
+        patterns.append(pattern / pattern.abs().amax((2, 3), keepdim=True))
+    return patterns
+
+
 def make_patches(features, n, size, seed, side=7):
     """A class is one small luminance pattern, scattered over a noisy background.
 
@@ -247,15 +261,7 @@ def make_patches(features, n, size, seed, side=7):
     features: PATCHES[...] -> uint8 [n, 3, size, size], int64 [n, labels]"""
     if size < side:
         fail(f"--size must be at least {side} for patches, not {size}")
-    g = torch.Generator().manual_seed(0)
-    patterns = []
-    for classes, *_ in features:
-        pattern = torch.randn(classes, 1, 4, 4, generator=g)
-        pattern = F.interpolate(pattern, size=(side, side), mode="bicubic", align_corners=True)
-        pattern -= pattern.mean((2, 3), keepdim=True)
-        pattern /= pattern.abs().amax((2, 3), keepdim=True)                 # [classes, 1, 7, 7]
-        patterns.append(pattern)
-    g.manual_seed(seed)
+    patterns, g = make_patterns(features, side), torch.Generator().manual_seed(seed)
     room, labels, scattered = size - side + 1, [], []                       # room: places in a row
     for classes, copies, low, high in features:
         before = math.prod(len(pattern) for pattern in patterns[:len(labels)])
@@ -304,6 +310,12 @@ def from_torchvision(name, data_dir, size):
         labels = files.labels if name == "stl10" else files.targets
         out += [x.contiguous(), torch.as_tensor(labels).long()]
     return *out, list(files.classes)
+
+
+def coarse_labels(data_dir, part):
+    """CIFAR-100's 20 superclasses, which torchvision leaves in the file.  -> int64 [N]"""
+    file = Path(data_dir) / torchvision.datasets.CIFAR100.base_folder / part
+    return torch.tensor(pickle.loads(file.read_bytes(), encoding="latin1")["coarse_labels"])
 
 
 def from_folder(root, size, limit):

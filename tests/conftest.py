@@ -73,7 +73,8 @@ def fake_cifar(tmp_path, monkeypatch):
 
     def batch(n, key, classes):
         pixels = rng.integers(0, 256, (n, 3072), dtype=np.uint8)
-        return {"data": pixels, key: [i % classes for i in range(n)]}
+        return {"data": pixels, key: [i % classes for i in range(n)],
+                "coarse_labels": [i % classes // 5 for i in range(n)]}
 
     c10, c100 = torchvision.datasets.CIFAR10, torchvision.datasets.CIFAR100
     root = tmp_path / "data"

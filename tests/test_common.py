@@ -76,7 +76,10 @@ def test_cifar_is_read_from_torchvisions_files(fake_cifar):
     assert len(d.train_x) == 300 and len(d.test_x) == 60 and d.classes[3] == "c3"
     assert np.array_equal(d.test_x[7].permute(1, 2, 0).numpy(), np.asarray(files[7][0]))
     assert d.test_y[7] == files[7][1]
-    assert len(common.load_data("cifar100", str(fake_cifar), limit=200).train_x) == 200
+    d = common.load_data("cifar100", str(fake_cifar), limit=200)
+    train, test = d.more["coarse"]                         # of the same images
+    assert len(d.train_x) == 200 and torch.equal(train, d.train_y // 5)
+    assert len(test) == 100 and torch.equal(test, d.test_y // 5)
     assert common.load_data("cifar10", str(fake_cifar), size=48).train_x.shape[-2:] == (48, 48)
 
 
