@@ -123,6 +123,7 @@ TABLES = {
         ("tanh_fc", "--variant tanh_fc", "64.82", not_complete),
         ("bias", "--variant bias --final-bn none", "49.82", not_complete),
         ("bn_after_l2", "--variant bn_after_l2", "no collapse", not_complete),
+        ("whitening", "--variant whitening", "no collapse", learns),
         ("bn_before_l2", "--variant naive --final-bn noaffine", "collapse", complete),
         ("linear", "--variant linear", "no collapse", learns),
         ("identity_full", "--variant identity_full", "no collapse", learns),
@@ -595,12 +596,13 @@ def draw(jobs, columns, name):
 def draw_points(records, x, y):
     """A point a row: the means of columns x and y over seeds, with their standard deviations.
 
-    The names stand at the right, in the order of y."""
+    The names stand at the right, in the order of y; above, Spearman's rank correlation."""
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(8, 5.2), layout="constrained")
-    axis, points = figure.subplots(), []
+    labels, points = list(dict.fromkeys(record["label"] for record in records)), []
+    figure = Figure(figsize=(8, max(5.2, 0.2 * len(labels))), layout="constrained")
+    axis = figure.subplots()
     colors = {"none": "#08519c", "dimensional": "#fd8d3c", "complete": "#b10026"}
-    for label in dict.fromkeys(record["label"] for record in records):
+    for label in labels:
         mine = [record for record in records if record["label"] == label]
         values = torch.tensor([[record[x], record[y]] for record in mine], dtype=torch.double)
         mean, spread = values.mean(0).tolist(), values.std(0, correction=0).tolist()
@@ -610,7 +612,7 @@ def draw_points(records, x, y):
         points.append((mean[1], mean[0], label, color))
     points.sort()
     low, high = axis.get_ylim()
-    gap, free = (high - low) / 25, low                     # names must not overlap
+    gap, free = (high - low) / max(25, len(points)), low   # names must not overlap
     for i, (at_y, at_x, label, color) in enumerate(points):
         free = max(free, min(at_y, high - gap * (len(points) - i)))
         line = {"arrowstyle": "-", "lw": 0.5, "color": "0.7"}
@@ -619,8 +621,10 @@ def draw_points(records, x, y):
         free += gap
     for verdict, color in colors.items():
         axis.plot([], [], "o", color=color, label=f"collapse: {verdict}")
-    axis.legend(loc="upper left", fontsize=9)
-    axis.set(xlabel=MEANS.get(x, x), ylabel=MEANS.get(y, y))
+    axis.legend(loc="best", fontsize=9)
+    ranks = torch.tensor([point[:2] for point in points]).argsort(0).argsort(0).double()
+    axis.set(xlabel=MEANS.get(x, x), ylabel=MEANS.get(y, y),
+             title=f"rank correlation {torch.corrcoef(ranks.T)[0, 1]:.2f}")
     axis.grid(alpha=0.3)
     return figure
 

@@ -48,7 +48,7 @@ HEAD = dict(final_bn="noaffine", pred_lr=100.0)            # compare.py scan: E 
 OURS = {                                                   # variant: settings that it brings
     "simsiam": {}, "naive": {}, "mirror": {}, "symmetric": {}, "no_stopgrad": {},
     "inverse": dict(final_bn="noaffine", pred_lr=1.0, inverse_lr=10.0),     # h_inv must keep up
-    "moving_average": BN, "same_batch": {}, "bn_after_l2": BN,
+    "moving_average": BN, "same_batch": {}, "bn_after_l2": BN, "whitening": BN,
     "two_fc": dict(final_bn="noaffine", pred_lr=1.0),
     "tanh_fc": dict(final_bn="noaffine", pred_lr=1.0), "bias": dict(pred_lr=50.0),
     "linear": HEAD, "identity_full": HEAD, "identity": HEAD, "identity_symmetric": HEAD,
@@ -133,6 +133,22 @@ def bn_after_l2(net, z1, z2):
     return F.mse_loss(net.bn(Z1), net.bn(Z2)) / 2, None, None
 
 
+def whiten(Z, group=16):
+    """Uncorrelated dimensions of variance 1 within each group, by Cholesky.  [B, D] -> [B, D]"""
+    with torch.autocast(Z.device.type, enabled=False):     # bfloat16 is too coarse for this
+        parts = (Z - Z.mean(0)).float().view(len(Z), -1, group).transpose(0, 1)     # [D/16, B, 16]
+        cov = parts.mT @ parts / (len(Z) - 1) + 1e-5 * torch.eye(group, device=Z.device)
+        L = torch.linalg.cholesky_ex(cov)[0]
+        white = torch.linalg.solve_triangular(L, parts.mT, upper=False)             # [D/16, 16, B]
+    return white.flatten(0, 1).T
+
+
+def whitening(net, z1, z2):
+    """bn_after_l2, but correlated dimensions cost as well (after Hua et al. 2021, 2105.00470)."""
+    Z1, Z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
+    return F.mse_loss(whiten(Z1), whiten(Z2)) / 2, None, None
+
+
 def simsiam_l2(net, z1, z2):
     """Section 4: equation 2, but the predictor, FC layers or a bias, sees the l2-normalised z."""
     p1, p2 = net.predictor(F.normalize(z1, dim=1)), net.predictor(F.normalize(z2, dim=1))
@@ -150,7 +166,8 @@ def wen_li(net, z1, z2):
 LOSSES = {
     "simsiam": simsiam, "naive": naive, "mirror": mirror, "symmetric": symmetric,
     "no_stopgrad": no_stopgrad, "inverse": inverse, "moving_average": moving_average,
-    "same_batch": same_batch, "bn_after_l2": bn_after_l2, "two_fc": simsiam_l2,
+    "same_batch": same_batch, "bn_after_l2": bn_after_l2, "whitening": whitening,
+    "two_fc": simsiam_l2,
     "tanh_fc": simsiam_l2, "bias": simsiam_l2, "linear": wen_li, "identity_full": wen_li,
     "identity": wen_li, "identity_symmetric": wen_li, "identity_frozen": wen_li}
 
@@ -285,6 +302,8 @@ def parse(argv=None):
     args = common.parse_args(__file__, __doc__, RECIPES, argv, CHOICES, FLAGS, PRESETS)
     if args.n_aug < 2:
         common.fail(f"--n-aug must be at least 2, a view and its target, not {args.n_aug}")
+    if args.variant == "whitening" and args.proj_dim % 16:
+        common.fail(f"--proj-dim {args.proj_dim}: whitening is of groups of 16 dimensions")
     args.label = args.variant
     if args.variant == "same_batch":
         args.label += str(args.n_aug)
@@ -341,6 +360,7 @@ def report(run):
         found["verdict"] = common.verdict(last["m_o_P"], last["effective_rank_P"])
     if "E_mean" in last:
         found["E_mean_1"] = run.history[1]["E_mean"]       # after the first epoch
+        found["E_mean_highest"] = max(row["E_mean"] for row in run.history[1:])
     return found
 
 

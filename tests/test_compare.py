@@ -228,3 +228,32 @@ def test_listing_names_every_table(capsys):
     compare.main([])
     out = capsys.readouterr().out
     assert [line.split()[0] for line in out.splitlines()] == list(compare.TABLES)
+
+
+def test_points_are_means_with_their_spread_and_their_rank_correlation():
+    found = [{"label": label, "seed": str(seed), "verdict": "none", "a": a + seed, "b": b}
+             for label, a, b in (("x", 1, 5), ("y", 2, 9), ("z", 3, 7)) for seed in (0, 1)]
+    figure = compare.draw_points(found, "a", "b")
+    axis = figure.axes[0]
+    means = [container[0].get_xydata()[0].tolist() for container in axis.containers]
+    assert means == [[1.5, 5], [2.5, 9], [3.5, 7]]
+    assert axis.get_title() == "rank correlation 0.50"     # ranks 1 2 3 against 1 3 2
+    assert [text.get_text() for text in axis.texts] == ["x", "z", "y"]       # from below
+    heights = [text.xyann[1] for text in axis.texts]
+    assert heights == sorted(heights)
+
+
+def test_seconds_count_only_where_a_run_had_all_threads(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare.torch, "get_num_threads", lambda: 4)
+    jobs = []
+    for threads in (1, 10_000):
+        folder = tmp_path / str(threads)
+        folder.mkdir()
+        info = {"args": {"script": "simsiam"}, "git": "0123456789", "threads": threads}
+        (folder / "args.json").write_text(json.dumps(info))
+        result = {"verdict": "none", "seconds": 7.0, "images_per_second": 3.0}
+        (folder / "result.json").write_text(json.dumps(result))
+        jobs.append(compare.Job("row", str(threads), "simsiam.py", [], folder))
+    few, all_of_them = compare.read_results(jobs)
+    assert all_of_them["seconds"] == 7 and all_of_them["commit"] == "0123456"
+    assert "seconds" not in few and "images_per_second" not in few

@@ -14,7 +14,7 @@ import linear_eval
 import mirror_ablations as M
 
 B, DIM = 6, 5
-TINY = "--limit 64 --size 8 --batch-size 16 --eval-every 9 --proj-dim 12 --pred-hidden 8".split()
+TINY = "--limit 64 --size 8 --batch-size 16 --eval-every 9 --proj-dim 16 --pred-hidden 8".split()
 pytestmark = pytest.mark.usefixtures("no_curves")
 
 
@@ -191,6 +191,23 @@ def test_bn_after_l2():
         same(z.grad, across / z.detach().norm(dim=1, keepdim=True))
     same(loss.detach(), (u - v).square().sum() / (2 * B * DIM))
     assert p == [None, None]
+
+
+def test_whitening():
+    """Against numpy's Cholesky; and correlated dimensions, which bn_after_l2 lets pass, cost."""
+    rng = np.random.default_rng(0)
+    Z = rng.normal(size=(200, 32)) @ rng.normal(size=(32, 32))
+    white = M.whiten(torch.tensor(Z, dtype=torch.float)).double().numpy()
+    for part in (slice(0, 16), slice(16, 32)):
+        centred = Z[:, part] - Z[:, part].mean(0)
+        L = np.linalg.cholesky(np.cov(centred.T))
+        assert np.allclose(white[:, part], np.linalg.solve(L, centred.T).T, atol=2e-2)
+        assert np.allclose(np.cov(white[:, part].T), np.eye(16), atol=1e-2)
+    line = torch.tensor(rng.normal(size=(200, 1))).float() * torch.ones(1, 32)
+    z1, z2 = (line + 1 + 0.01 * torch.randn(200, 32) for _ in range(2))     # one dimension, noise
+    net = SimpleNamespace(bn=nn.BatchNorm1d(32, affine=False))
+    with_bn, with_whitening = M.bn_after_l2(net, z1, z2)[0], M.whitening(net, z1, z2)[0]
+    assert with_bn < 0.3 * with_whitening and with_whitening > 0.5
 
 
 @pytest.mark.parametrize("variant", ["two_fc", "tanh_fc", "bias"])
@@ -396,7 +413,8 @@ def test_every_variant_runs(variant, in_tmp):
     folder, = Path("runs").iterdir()
     assert folder.name.startswith(f"mirror_ablations-{variant}")
     result = json.loads((folder / "result.json").read_text())
-    has_predictor = variant not in ("naive", "moving_average", "same_batch", "bn_after_l2")
+    has_predictor = variant not in ("naive", "moving_average", "same_batch", "bn_after_l2",
+                                 "whitening")
     assert ("m_o_P" in result) == has_predictor
     assert result["verdict"] in ("none", "dimensional", "complete")
     is_matrix = variant.startswith("identity") or variant == "linear"
