@@ -144,8 +144,11 @@ def whiten(Z, group=16):
 
 
 def whitening(net, z1, z2):
-    """bn_after_l2, but correlated dimensions cost as well (after Hua et al. 2021, 2105.00470)."""
-    Z1, Z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
+    """bn_after_l2, but correlated dimensions cost as well (after Hua et al. 2021, 2105.00470).
+
+    Groups are drawn anew at every step, so that no two dimensions stay unseen by each other."""
+    order = torch.randperm(z1.shape[1], device=z1.device)
+    Z1, Z2 = F.normalize(z1, dim=1)[:, order], F.normalize(z2, dim=1)[:, order]
     return F.mse_loss(whiten(Z1), whiten(Z2)) / 2, None, None
 
 
