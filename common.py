@@ -560,7 +560,8 @@ def collapse_metrics(z):
     (n, d), o = Z.shape, Z.mean(0)
     R = Z - o
     cov = R.T @ R / (n - 1)
-    eig = torch.linalg.eigvalsh(R @ R.T if n < d else cov)   # the same but for zeros and scale
+    gram = R @ R.T if n < d else cov                       # the same but for zeros and scale
+    eig = torch.linalg.eigvalsh(gram.double())             # in float32 it may fail to converge
     eig = eig.clamp(min=1e-12) / eig.clamp(min=1e-12).sum()
     off = cov.square().sum() - cov.diagonal().square().sum()
     values = {"std": d**0.5 * Z.std(0).mean(), "m_o": o.norm(), "m_r": R.norm(dim=1).mean(),
@@ -606,8 +607,10 @@ def health(r):
     ..., D of them hold: 1 where one holds all, 1/2 (and half a step) where all are equal.
     Li, Efros & Pathak (2022, arXiv 2209.15007) forecast accuracy by it; that it is the singular
     values that are summed, not their squares, is our reading."""
-    R = F.normalize(r.float(), dim=1).cpu()
-    s = torch.linalg.svdvals(R - R.mean(0))                # descending
+    R = F.normalize(r.float(), dim=1).cpu().double()
+    R = R - R.mean(0)
+    s = torch.linalg.eigvalsh(R.T @ R).clamp(min=0).sqrt()               # ascending
+    s = s.flip(0)[:len(R)]
     return {"test_rank_r": collapse_metrics(r)["effective_rank"],
             "test_auc_r": (s.cumsum(0) / s.sum()).mean().item()}
 

@@ -61,10 +61,11 @@ def D(p, z):
 def directset_weight(F, alpha, eps):
     """DirectSet(alpha): F^alpha / ||F^alpha|| + eps I, with the spectral norm.
 
-    An eigenvalue that rounding made negative counts as 0."""
-    s, U = torch.linalg.eigh(F)                            # ascending
+    An eigenvalue that rounding made negative counts as 0.  In float32 eigh may fail to converge
+    once the net has collapsed."""
+    s, U = torch.linalg.eigh(F.double())                   # ascending
     p = (s.clamp(min=0) / s[-1]) ** alpha + eps
-    return U * p @ U.T                                     # U diag(p) U^T
+    return (U * p @ U.T).to(F.dtype)                       # U diag(p) U^T
 
 
 def directpred_weight(F, eps):

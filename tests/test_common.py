@@ -172,6 +172,19 @@ def test_health_against_numpy(n, d):
     assert found["test_rank_r"] == pytest.approx(np.exp(entropy), rel=1e-3)
 
 
+def test_metrics_do_not_trust_float32_eigenvalues(monkeypatch):
+    """LAPACK's float32 solver gave up on a finite covariance of a collapsed net's features."""
+    real = torch.linalg.eigvalsh
+
+    def gives_up(x):
+        if x.dtype == torch.float:
+            raise torch.linalg.LinAlgError("failed to converge")
+        return real(x)
+    monkeypatch.setattr(torch.linalg, "eigvalsh", gives_up)
+    r = torch.ones(100, 8) + 1e-3 * torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
+    assert common.health(r)["test_rank_r"] > 1 and common.collapse_metrics(r[:4])["m_o"] > 0.99
+
+
 def test_health_of_one_and_of_all_dimensions():
     g = torch.Generator().manual_seed(0)
     line = torch.randn(500, 1, generator=g) * torch.eye(8)[0]       # +- one direction
