@@ -137,7 +137,7 @@ def whiten(Z, group=16):
     """Uncorrelated dimensions of variance 1 within each group, by Cholesky.  [B, D] -> [B, D]"""
     with torch.autocast(Z.device.type, enabled=False):     # bfloat16 is too coarse for this
         parts = (Z - Z.mean(0)).float().view(len(Z), -1, group).transpose(0, 1)     # [D/16, B, 16]
-        cov = parts.mT @ parts / (len(Z) - 1) + 1e-5 * torch.eye(group, device=Z.device)
+        cov = parts.mT @ parts / (len(Z) - 1) + 1e-8 * torch.eye(group, device=Z.device)
         L = torch.linalg.cholesky_ex(cov)[0]
         white = torch.linalg.solve_triangular(L, parts.mT, upper=False)             # [D/16, 16, B]
     return white.flatten(0, 1).T
