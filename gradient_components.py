@@ -297,7 +297,7 @@ def measure(schedule, net, v):
 def report(run, schedule):
     """steps.png.  -> for result.json: means of steps.csv over the last epoch, and of the last loss
 
-    m_o_before, m_r_before: at its first step; m_r_highest: over all of its steps"""
+    m_o_before, m_r_before, effective_rank_before: at its first step; m_r_highest: over its steps"""
     if not run.is_first:
         return {}
     rows, last = common.read_csv(run.folder / "steps.csv"), run.history[-1]
@@ -305,9 +305,11 @@ def report(run, schedule):
     names = [key for key in end[0] if key not in last and key != "step"]
     found = {key: sum(row[key] for row in end) / len(end) for key in names}
     changes = [i for i in range(1, len(schedule)) if schedule[i] != schedule[i - 1]]
-    phase = rows[run.steps * max(changes, default=0):]     # the last loss
+    first = max(changes, default=0)                        # epochs before the last loss
+    phase = rows[run.steps * first:]
     found |= {"m_o_before": phase[0]["m_o"], "m_r_before": phase[0]["m_r"],
               "m_r_highest": max(row["m_r"] for row in phase),
+              "effective_rank_before": run.history[first]["effective_rank"],
               "verdict_P": common.verdict(last["m_o_P"], last["effective_rank_P"])}
 
     from matplotlib.figure import Figure
