@@ -16,7 +16,7 @@ dash-dotted where dimensions were lost.
     --csv FILE       draw from this file of a run   --curves A,B     draw these columns of it
     --points A,B     curves-points.png: a row's B against its A, both from result.json
     --save FOLDER    also write the csv and the picture there, and fill the tables of its README.md
-                     and of ours
+                     and of ours; with --only, those rows alone
 """
 import csv
 import importlib
@@ -475,8 +475,10 @@ def as_the_paper(claim, records, everything):
             held.append(claim(record, rows))
         except (TypeError, KeyError):                      # no claim, or a row is missing
             return ""
+    if not held:
+        return ""
     if sum(held) in (0, len(held)):
-        return "yes" if held and held[0] else "no"
+        return "yes" if held[0] else "no"
     return f"{sum(held)} of {len(held)}"
 
 
@@ -627,9 +629,10 @@ def draw_points(records, x, y):
     for verdict, color in colors.items():
         axis.plot([], [], "o", color=color, label=f"collapse: {verdict}")
     axis.legend(loc="best", fontsize=9)
-    ranks = torch.tensor([point[:2] for point in points]).argsort(0).argsort(0).double()
-    axis.set(xlabel=MEANS.get(x, x), ylabel=MEANS.get(y, y),
-             title=f"rank correlation {torch.corrcoef(ranks.T)[0, 1]:.2f}")
+    axis.set(xlabel=MEANS.get(x, x), ylabel=MEANS.get(y, y))
+    if len(points) > 2:
+        ranks = torch.tensor([point[:2] for point in points]).argsort(0).argsort(0).double()
+        axis.set_title(f"rank correlation {torch.corrcoef(ranks.T)[0, 1]:.2f}")
     axis.grid(alpha=0.3)
     return figure
 
@@ -702,19 +705,24 @@ def report(jobs, table, folder, own, missing):
         common.save_figure(figure, folder / f"curves{kind}{only}.png")
     print(f"{text}{folder}: table{only}.md, table{only}.csv, curves{only}.png")
     if own["--save"]:
-        save(records, figures, Path(own["--save"]), folder.name)
+        save(records, figures, Path(own["--save"]), table, folder.name, own["--only"])
 
 
-def save(records, figures, results, stem):
-    """results/mirror.csv and .png, and the tables in results/README.md and in ours"""
-    file = results / f"{stem}.csv"
-    if file.exists():
-        lost = {r["label"] for r in read_records(file)} - {r["label"] for r in records}
-        if lost:
-            common.fail(f"{file} has rows that this would lose ({', '.join(sorted(lost))})")
-    save_records(records, file)
+def save(records, figures, results, table, stem, only):
+    """results/mirror.csv and .png, and the tables in results/README.md and in ours.
+
+    only: these rows alone are put in the place of the old ones, and the picture stays."""
+    file, labels = results / f"{stem}.csv", {record["label"] for record in records}
+    old = read_records(file) if file.exists() else []
+    others = [record for record in old if record["label"] not in labels]
+    if others and not only:
+        lost = ", ".join(sorted({record["label"] for record in others}))
+        common.fail(f"{file} has rows that this would lose ({lost})")
+    order = [row[0] for row in table.rows] + [record["label"] for record in others + records]
+    save_records(sorted(others + records, key=lambda record: order.index(record["label"])), file)
     for kind, figure in figures.items():
-        common.save_figure(figure, results / f"{stem}{kind}.png")
+        if not others:
+            common.save_figure(figure, results / f"{stem}{kind}.png")
     for readme in (results / "README.md", results.parent / "README.md"):
         if readme.exists():
             readme.write_text(fill(readme.read_text(encoding="utf-8"), results), encoding="utf-8")

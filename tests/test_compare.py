@@ -257,3 +257,19 @@ def test_seconds_count_only_where_a_run_had_all_threads(tmp_path, monkeypatch):
     few, all_of_them = compare.read_results(jobs)
     assert all_of_them["seconds"] == 7 and all_of_them["commit"] == "0123456"
     assert "seconds" not in few and "images_per_second" not in few
+
+
+def test_saving_a_selection_replaces_those_rows_alone(tmp_path, capsys):
+    table = compare.Table("", "", [("a", "", "", None), ("b", "", "", None), ("c", "", "", None)])
+
+    def save(only, **rows):
+        found = records(**{label: [("none", knn)] for label, knn in rows.items()})
+        compare.save(found, {"": compare.draw_points(found, "knn", "knn")}, tmp_path, table, "t", only)
+        return {r["label"]: r["knn"] for r in compare.read_records(tmp_path / "t.csv")}
+    assert save("", a=1.0, c=3.0) == {"a": 1, "c": 3}
+    picture = (tmp_path / "t.png").read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        save("", a=9.0)
+    assert stop.value.code == 2 and "would lose (c)" in capsys.readouterr().err
+    assert list(save("b,c", c=8.0, b=2.0).items()) == [("a", 1), ("b", 2), ("c", 8)]
+    assert (tmp_path / "t.png").read_bytes() == picture    # of all rows
