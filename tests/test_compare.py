@@ -264,7 +264,8 @@ def test_saving_a_selection_replaces_those_rows_alone(tmp_path, capsys):
 
     def save(only, **rows):
         found = records(**{label: [("none", knn)] for label, knn in rows.items()})
-        compare.save(found, {"": compare.draw_points(found, "knn", "knn")}, tmp_path, table, "t", only)
+        figures = {"": compare.draw_points(found, "knn", "knn")}
+        compare.save(found, figures, tmp_path, table, "t", only)
         return {r["label"]: r["knn"] for r in compare.read_records(tmp_path / "t.csv")}
     assert save("", a=1.0, c=3.0) == {"a": 1, "c": 3}
     picture = (tmp_path / "t.png").read_bytes()
