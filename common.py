@@ -358,7 +358,6 @@ def from_folder(root, size, limit):
         need, there = 2 * len(files) * 3 * size * size, memory()  # one by one, then as one tensor
         if need > there:
             fits = int(0.8 * len(files) * there / need)
-            fits = int(0.8 * len(files) * there / need)
             fail(f"--data {root}: {len(files)} images to {name} on take {need / 2**30:.1f} GB "
                  f"while they are read, of {there / 2**30:.1f}: --limit {fits} fits, or a smaller "
                  f"--size")
