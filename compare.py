@@ -711,7 +711,7 @@ def report(jobs, table, folder, own, missing):
 def save(records, figures, results, table, stem, only):
     """results/mirror.csv and .png, and the tables in results/README.md and in ours.
 
-    only: these rows alone are put in the place of the old ones, and the picture stays."""
+    only: these rows alone are put in the place of the old ones, and the curves stay."""
     file, labels = results / f"{stem}.csv", {record["label"] for record in records}
     old = read_records(file) if file.exists() else []
     others = [record for record in old if record["label"] not in labels]
@@ -719,10 +719,13 @@ def save(records, figures, results, table, stem, only):
         lost = ", ".join(sorted({record["label"] for record in others}))
         common.fail(f"{file} has rows that this would lose ({lost})")
     order = [row[0] for row in table.rows] + [record["label"] for record in others + records]
-    save_records(sorted(others + records, key=lambda record: order.index(record["label"])), file)
+    everything = sorted(others + records, key=lambda record: order.index(record["label"]))
+    save_records(everything, file)
+    if others:                                             # the curves of their runs are not here
+        points = table.points.split()
+        figures = {"-points": draw_points(everything, *points)} if points else {}
     for kind, figure in figures.items():
-        if not others:
-            common.save_figure(figure, results / f"{stem}{kind}.png")
+        common.save_figure(figure, results / f"{stem}{kind}.png")
     for readme in (results / "README.md", results.parent / "README.md"):
         if readme.exists():
             readme.write_text(fill(readme.read_text(encoding="utf-8"), results), encoding="utf-8")
