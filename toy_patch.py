@@ -6,15 +6,18 @@ the rest is noise.  phi_j(X) = sum_p <w_j, X_p>^3, m neurons, a head A = I + E w
 off-diagonals E that start at 0; over two views
     loss = E sum_j (BN[A phi(X1)]_j - sg BN[phi(X2)]_j)^2.
 With E frozen at 0 every neuron learns v1.  With E trained, neuron 2 borrows v1 through E_21 from
-neuron 1 (substitution) and is free to learn v2 (acceleration); then E_21 falls again.
+neuron 1 (substitution) and is free to learn v2 (acceleration); then E_21 falls again.  The paper
+needs all three for it: the head, the stop-gradient sg and the normalisation BN of the outputs.
 
     python toy_patch.py                      trained and frozen side by side; toy_patch.png and .csv
+    python toy_patch.py --ablate             without stop-gradient, without BN, without head
     python toy_patch.py --random-init 48     how often does it work from random weights?
     python toy_patch.py --scan               over the head's rate and the noise
 
 The first takes 15 s on two CPU cores (torch 2.14): cos(w2, v2) = 0.97 with E trained,
-cos(w2, v1) = 0.88 with E frozen.  Only the poster was at hand, without its formulas: how patches
-and views are drawn, and the rates, are a reconstruction.
+cos(w2, v1) = 0.88 with E frozen.  The second takes 25 s: without stop-gradient neuron 2 learns v1
+and E_21 stays; without BN neuron 2 learns nothing, only its noise shrinks.  Just the poster was at
+hand, without its formulas: how patches and views are drawn, and the rates, are a reconstruction.
 """
 import torch
 from matplotlib.figure import Figure
@@ -30,11 +33,18 @@ FLAGS = {
     "eta_e": (0.05, "rate of the head"),
     "steps": (2600, "of SGD, a fresh batch each"),
     "batch_size": (256, "images a step"),
+    "ablate": (False, "take away stop-gradient, BN or head, one at a time"),
     "random_init": (0, "this many runs from random weights, and what became of them"),
     "scan": (False, "success over the head's rate and the noise"),
 }
 NOISE_PATCHES, FEATURE_PATCHES = 6, 2      # of the 8 patches in each of the two halves of an image
 PHASES = ("I", "II", "III", "IV")
+ARMS = {                                                # is E trained? stop-gradient? BN?
+    "all three": (True, True, True),
+    "no stop-gradient": (True, False, True),
+    "no BN": (True, True, False),
+    "no head (E = 0)": (False, True, True),
+}
 
 
 def batch_norm(x):
@@ -57,15 +67,17 @@ def phi(W, sign, feature, noise, length):
 
 
 def simulate(W, trained, steps, eta_w=0.05, eta_e=0.05, sigma=0.4, alpha1=2.0, batch_size=256,
-             generator=None, every=10):
+             generator=None, every=10, stopgrad=True, normalised=True):
     """S runs at once.  W: start [S, m, d]; trained: bool [S], whether E is; eta_e, sigma: a number,
-    or [S]
+    or [S]; stopgrad, normalised: bool or [S], False takes the stop-gradient or BN away
 
     -> dict of trajectories, one entry every `every` steps: W [T, S, m, d], E [T, S, m, m],
     loss [T, S]"""
     S, m, d = W.shape
     kind = {"dtype": W.dtype, "device": W.device}
     length = torch.tensor([alpha1, 1.0], **kind)
+    stopgrad = torch.as_tensor(stopgrad, device=W.device).view(-1, 1, 1)
+    normalised = torch.as_tensor(normalised, device=W.device).view(-1, 1, 1)
     sigma = torch.as_tensor(sigma, **kind).view(-1, 1, 1, 1)
     eye = torch.eye(m, **kind)
     # a rate for every entry of E: 0 on the diagonal, which stays, and for the runs with E frozen
@@ -80,9 +92,12 @@ def simulate(W, trained, steps, eta_w=0.05, eta_e=0.05, sigma=0.4, alpha1=2.0, b
         noise = torch.randn(2, S, batch_size, NOISE_PATCHES, d - 2, generator=generator, **kind)
         noise = sigma * noise
         # the views share their feature and its sign, so that nothing else can be matched
-        online = batch_norm(phi(W, sign, feature, noise[0], length) @ (eye + E).mT)
-        target = batch_norm(phi(W, sign, feature, noise[1], length))
-        loss = (online - target.detach()).square().sum(2).mean(1)           # [S]
+        online = phi(W, sign, feature, noise[0], length) @ (eye + E).mT
+        target = phi(W, sign, feature, noise[1], length)
+        online = torch.where(normalised, batch_norm(online), online)
+        target = torch.where(normalised, batch_norm(target), target)
+        target = torch.where(stopgrad, target.detach(), target)
+        loss = (online - target).square().sum(2).mean(1)                    # [S]
         if step % every == 0:
             seen["W"].append(W.detach().clone())
             seen["E"].append(E.detach().clone())
@@ -236,6 +251,43 @@ def side_by_side(args, generator):
     return table, figure
 
 
+def ablations(args, generator):
+    """The trained head without one of its three conditions at a time, from the same weights
+    -> table, figure: which feature does each neuron end with?"""
+    every = 10
+    trained, stopgrad, normalised = torch.tensor(list(ARMS.values())).T
+    W = start("controlled", 1, args.m, args.d, generator).repeat(len(ARMS), 1, 1)
+    seen = simulate(W, trained, args.steps, args.eta_w, args.eta_e, args.sigma, args.alpha1,
+                    args.batch_size, generator, every, stopgrad, normalised)
+    W, e21 = seen["W"][-1], seen["E"][:, :, 1, 0]                           # [S, m, d], [T, S]
+    cos, lengths = cosines(W).tolist(), W.norm(dim=2).tolist()
+    table = []
+    for run, name in enumerate(ARMS):
+        table += [(f"{name}: cos(w2, v1)", cos[run][1][0], ""),
+                  (f"{name}: cos(w2, v2)", cos[run][1][1], "> 0.8" if run == 0 else "< 0.8"),
+                  (f"{name}: <w2, v2>, 0.18 at the start", W[run, 1, 1].item(), ""),
+                  (f"{name}: largest E_21", e21[:, run].max().item(), ""),
+                  (f"{name}: E_21 at the end", e21[-1, run].item(), "")]
+
+    figure = Figure(figsize=(15, 3.2), layout="constrained")
+    *matrices, head = figure.subplots(1, len(ARMS) + 1, width_ratios=[1] * len(ARMS) + [2])
+    for run, (name, axis) in enumerate(zip(ARMS, matrices)):
+        image = axis.imshow(cos[run], vmin=0, vmax=1, cmap="Blues")
+        labels = [f"w$_{j + 1}$\nlength\n{r:.2f}" for j, r in enumerate(lengths[run])]
+        axis.set(title=name, xticks=(0, 1), xticklabels=("v1", "v2"), yticks=range(args.m),
+                 yticklabels=labels)
+        for j, row in enumerate(cos[run]):
+            for k, value in enumerate(row):
+                color = "w" if value > 0.6 else "k"
+                axis.text(k, j, f"{value:.2f}", ha="center", va="center", color=color)
+        head.plot([every * t for t in range(len(e21))], e21[:, run].tolist(), label=name)
+    figure.colorbar(image, ax=matrices, label="|cos(w, v)| at the end", location="left")
+    head.set(title="E$_{21}$: neuron 2 borrows from 1", xlabel="step", xscale="log",
+             xlim=(every, args.steps), ylim=(-0.05, 0.6))
+    head.legend(fontsize=8, loc="upper left", ncols=2)
+    return table, figure
+
+
 def random_starts(args, generator):
     """Many runs from random weights, each with E trained and frozen -> table, figure.  The
     theorem's "with high probability" is for high dimension and a strong feature; in low dimension
@@ -303,6 +355,8 @@ def main(argv=None):
             common.fail(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
     if args.scan:
         args.label, command = "scan", scan
+    elif args.ablate:
+        args.label, command = "ablate", ablations
     elif args.random_init:
         args.label, command = "random", random_starts
     else:

@@ -352,6 +352,55 @@ def test_trained_head_learns_both_features_and_frozen_one_does_not():
         assert 0 < one < two < three < 1000 and two < four < 1000
 
 
+@pytest.mark.parametrize("stopgrad, normalised", [(True, True), (False, True), (True, False)])
+def test_a_step_is_downhill_by_finite_differences(stopgrad, normalised, eta=1e-3, h=1e-5):
+    """Of the loss as the docstring has it, on the batch that simulate draws; the stop-gradient is
+    a target of the weights at the start."""
+    start, g = randn(1, 2, 6, seed=1), torch.Generator().manual_seed(5)
+    seen = patch.simulate(start, torch.tensor([True]), 1, eta, eta, batch_size=7, generator=g,
+                          every=1, stopgrad=stopgrad, normalised=normalised)
+    g.manual_seed(5)
+    feature = torch.randint(2, (1, 7), generator=g)
+    sign = 2.0 * torch.randint(2, (1, 7), generator=g).double() - 1
+    noise = 0.4 * torch.randn(2, 1, 7, patch.NOISE_PATCHES, 4, generator=g, dtype=torch.double)
+
+    def outputs(W, E, view):
+        out = patch.phi(W, sign, feature, noise[view], torch.tensor([2.0, 1.0]).double())[0]
+        out = out @ (eye(2) + E).T
+        if normalised:
+            out = (out - out.mean(0)) / out.std(0, unbiased=False)
+        return out
+
+    def loss(W, E):
+        target = outputs(start if stopgrad else W, 0 * E, 1)
+        return (outputs(W, E, 0) - target).square().sum().item() / 7
+
+    zero = torch.zeros(2, 2).double()
+    for index in ((0, 0), (1, 1), (1, 4)):
+        step = torch.zeros_like(start)
+        step[0][index] = h
+        slope = (loss(start + step, zero) - loss(start - step, zero)) / (2 * h)
+        moved = (seen["W"][1] - seen["W"][0])[0][index].item()
+        assert moved == pytest.approx(-eta * slope, rel=1e-5, abs=1e-9)
+    step = torch.tensor([[0, 0], [h, 0]]).double()
+    slope = (loss(start, step) - loss(start, -step)) / (2 * h)
+    assert seen["E"][1, 0, 1, 0].item() == pytest.approx(-eta * slope, rel=1e-5, abs=1e-9)
+
+
+def test_without_stopgrad_or_batch_norm_neuron_2_does_not_learn_v2():
+    """Two starts of each; 800 steps, a quarter of the batch.  Nor does w2's part along v2 grow."""
+    g = torch.Generator().manual_seed(0)
+    W = torch.cat([patch.start("controlled", 1, 2, 20, g) for _ in range(2)]).repeat(2, 1, 1)
+    stopgrad = torch.tensor([False, False, True, True])
+    seen = patch.simulate(W, torch.ones(4), 800, batch_size=64, generator=g, stopgrad=stopgrad,
+                          normalised=~stopgrad)
+    end, E = seen["W"][-1], seen["E"][..., 1, 0]
+    assert ((end[:, 1, 1] - 0.18).abs() < 0.03).all()
+    assert (patch.cosines(end)[:2, 1, 0] > 0.8).all()                       # it learns v1 instead
+    assert (E[-1, :2] > 0.1).all() and (E[-1, 2:].abs() < 0.1).all()
+    assert (end[2:, 1].norm(dim=1) < 0.5 * W[2:, 1].norm(dim=1)).all()      # or shrinks
+
+
 def run_patch(flags):
     """-> the name of the run's folder, the rows of its csv"""
     patch.main([*flags.split(), "--seed", "3"])
@@ -364,6 +413,11 @@ def run_patch(flags):
 def test_more_neurons(in_tmp):
     name, rows = run_patch("--steps 60 --m 4")
     assert name == "toy_patch-s3" and len(rows) == 11
+
+
+def test_ablations(in_tmp):
+    name, rows = run_patch("--steps 20 --ablate --batch-size 16")
+    assert name == "toy_patch-ablate-s3" and len(rows) == 20
 
 
 def test_random_starts(in_tmp):
