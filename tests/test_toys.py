@@ -200,6 +200,53 @@ def test_what_two_layers_conserve():
     assert change.abs().max() < 1e-10 * (d1 @ W1.T).abs().max()
 
 
+@pytest.mark.parametrize("noise, clean, rate", [(2.0, False, 2), (1.0, True, 1), (2.0, True, -2)])
+def test_a_noisy_dimension_dies_where_X_is_negative(noise, clean, rate):
+    """Uniform alpha at W = 0: Sigma_0 is twice the covariance of the x_i, Sigma_1 that of the
+    x_i - x'_i, so X is 2 - noise^2 along a noisy dimension if the anchors are clean, else 2."""
+    g = torch.Generator().manual_seed(1)
+    X, _ = infonce.flow_of_theorem(noise, clean, g, steps=0, n=200)
+    assert X[0, 8:].mean().item() == pytest.approx(rate, abs=0.15)
+    assert X[0, :8].mean().item() == pytest.approx(2, abs=0.15)
+    _, z = infonce.flow_of_theorem(noise, clean, g, steps=100, n=32)
+    if rate < 0:
+        assert z[-1, 8] < 1e-3 * z[0, 8] and z[-1, 7] > 0.1
+    else:
+        assert z[-1, 8] > 30 * z[0, 8]
+
+
+def test_singular_values_of_two_layers_follow_the_law(h=1e-5, n=20, d=16):
+    """sigma_1 and sigma_2 not equal, vectors shared: autograd of the loss against X in loops."""
+    U, V, R = torch.linalg.qr(randn(3, d, d, seed=1))[0]
+    s1 = torch.linspace(2, 0.5, d).double()
+    s2 = 0.7 * s1 + 0.1
+    W1, W2, x = U * s1 @ V.T, R * s2 @ U.T, 0.2 * randn(n, d, seed=2)
+    x2 = x + 0.1 * randn(n, d, seed=3)
+    W1.requires_grad_(), W2.requires_grad_()
+    loss, alpha = infonce.loss_of_theorem(W2 @ W1, x, x2)
+    d1, d2 = torch.autograd.grad(-loss, (W1, W2))
+    W1, W2, alpha, X = W1.detach(), W2.detach(), alpha.detach(), torch.zeros(d, d).double()
+    for i in range(n):
+        for j in range(n):
+            if i == j:
+                X -= (1 - alpha[i, i]) * torch.outer(x[i] - x2[i], x[i] - x2[i])
+            else:
+                X += alpha[i, j] * torch.outer(x[i] - x[j], x[i] - x[j])
+    vXv = (V.T @ X @ V).diagonal()
+    for W, change, law in ((W1, d1, s1 * s2**2 * vXv), (W2, d2, s2 * s1**2 * vXv)):
+        later, before = (torch.linalg.svdvals(W + t * change) for t in (h, -h))
+        assert torch.allclose((later - before) / (2 * h), law, rtol=1e-4, atol=1e-5)
+
+
+def test_the_law_holds_along_a_flow_of_layers_that_share_vectors():
+    def error(aligned, steps, h):
+        g = torch.Generator().manual_seed(2)
+        return infonce.singular_value_law(g, aligned, steps, h, n=24)
+
+    assert 1.8 < error(True, 60, 0.01) / error(True, 120, 0.005) < 2.2      # Euler is of order 1
+    assert error(True, 120, 0.005) < 0.01 < 0.1 < error(False, 120, 0.005)
+
+
 def test_spectrum_is_that_of_the_embeddings():
     layers = [randn(1, 16, 16, seed=s) for s in (1, 2)]
     z = infonce.net(layers, randn(1, 200_000, 16, seed=5))[0]
