@@ -210,7 +210,7 @@ def draw(strong, flows, spectra, trajectory, overlap, random):
         dying.plot(steps[:len(z)], z[:, 7].tolist(), ":", color=color)
     of_X.plot(steps[:len(X)], X[:, :-NOISY].tolist(), color="0.6", lw=1)
     of_X.plot(steps[:len(X)], X[:, -NOISY:].tolist(), color=color, lw=1)
-    of_X.set(title="1: X at noise 2, clean anchors; red: noisy inputs", xlabel="step", xlim=(0, 400))
+    of_X.set(title="1: X, noise 2, clean anchors; red: noisy inputs", xlabel="step", xlim=(0, 400))
     of_X.set_yscale("symlog", linthresh=1e-3)
     dying.set(title="1: eigenvalue 9 (dotted: 8) of the embedding", xlabel="step", yscale="log")
     for depth, s in spectra.items():
