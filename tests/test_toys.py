@@ -105,6 +105,16 @@ def test_symmetrized_follows_from_lemma1(sigma2=0.2, tau=0.7, alpha_p=1.3, eta=0
     assert torch.allclose(s_F, d @ W.T + W @ d.T)
 
 
+def test_theorem_3_follows_from_symmetrized(sigma2=0.2, tau=0.7, alpha_p=1.3, eta=0.05):
+    """d[F, W_p]/dt = -[F, W_p] K - K [F, W_p], K with 3/2 eta: the product rule."""
+    W_p, F = covariance(4, 1), covariance(4, 2)
+    d_p, d_F = dynamics.symmetrized(sigma2, tau, alpha_p, eta)(W_p, F)
+    change = d_F @ W_p + F @ d_p - d_p @ F - W_p @ d_F
+    K = (1 + sigma2) * (alpha_p / 2 * F + W_p @ W_p) - tau * W_p + 1.5 * eta * eye(4)
+    commutator = F @ W_p - W_p @ F
+    assert torch.allclose(change, -commutator @ K - K @ commutator, atol=1e-12)
+
+
 def test_decoupled_follows_from_symmetrized(sigma2=0.2, tau=0.7, alpha_p=1.3, eta=0.05):
     p = torch.tensor([0.3, 0.8], dtype=torch.double)
     s = torch.tensor([0.5, 0.1], dtype=torch.double)
@@ -145,6 +155,13 @@ def test_dynamics_numbers(in_tmp):
     assert table["p-"][0] == pytest.approx(0.02050, abs=1e-5)
     assert table["p+"][0] == pytest.approx(0.81283, abs=1e-5)
     assert table["basin at alpha_p = 0.1 over that at 10"][0] == pytest.approx(100, rel=0.1)
+    times = [table[f"time until [F, Wp] is under 1e-3, eta = {eta}: mean of 12 starts"][0]
+             for eta in ("0.0", "0.01", "0.05")]
+    ends = [table[f"[F, Wp] relative at t = 60, eta = {eta}: largest of 12 starts"][0]
+            for eta in ("0.0", "0.01", "0.05")]
+    assert times == sorted(times) and ends == sorted(ends, reverse=True)    # weight decay: later
+    left, = (row[0] for what, row in table.items() if "tau = 1.000" in what)
+    assert left < 1e-3
     known = {"alpha_p = 0.1": 0.0103, "alpha_p = 1.0": 0.00103, "eta = 0.08": 0.0185,
              "eta = 0.2": 0.193, "beta = 0.02": 0.039, "beta = 0.1": 0.008, "beta = 0.5": 0.004,
              "beta = 2.0": 0.0033}
