@@ -76,7 +76,7 @@ def above(other, points=0.0, key="linear"):
 
 # script; the paper; rows: label, flags, what the paper says, claim; columns of the table; columns
 # that are drawn, and the file of a run that has them; flags for data sets that are not CIFAR; two
-# columns that are drawn against each other
+# columns that are drawn against each other, and a row that would be off the scale
 Table = namedtuple("Table", "script paper rows columns curves csv ours points",
                    defaults=["knn linear std m_o effective_rank verdict",
                              "std effective_rank knn m_o", "metrics.csv", "", ""])
@@ -265,7 +265,8 @@ TABLES = {
             ("InfoNCE less r_e", f"{PARTS} --loss infonce --without r_e", "accuracy drops",
              below("InfoNCE", 0, WEAK)))
     ], "verdict linear linear_weak linear_z linear_z_weak linear_first_weak linear_rest_weak "
-       "knn knn_weak effective_rank", "knn knn_weak effective_rank", points="linear linear_weak"),
+       "knn knn_weak effective_rank", "knn knn_weak effective_rank",
+        points="linear linear_weak supervised"),
     "collapse-guide": Table("knobs.py", "Which single change makes SimSiam, BYOL collapse?", [
         (f"{name}: {label}", f"--variant {variant} {flags}", "", None)
         for name, variant, rows in (("SimSiam", "simsiam", KNOBS | KNOBS_SIMSIAM),
@@ -600,12 +601,14 @@ def draw(jobs, columns, name):
     return figure
 
 
-def draw_points(records, x, y):
+def draw_points(records, x, y, off_scale=""):
     """A point a row: the means of columns x and y over seeds, with their standard deviations.
 
-    The names stand at the right, in the order of y; above, Spearman's rank correlation."""
+    The names stand at the right, in the order of y; above Spearman's rank correlation, where x is
+    to forecast y.  off_scale: a row that is left out"""
     from matplotlib.figure import Figure
     labels, points = list(dict.fromkeys(record["label"] for record in records)), []
+    labels = [label for label in labels if label != off_scale]
     figure = Figure(figsize=(8, max(5.2, 0.2 * len(labels))), layout="constrained")
     axis = figure.subplots()
     colors = {"none": "#08519c", "dimensional": "#fd8d3c", "complete": "#b10026"}
@@ -630,7 +633,7 @@ def draw_points(records, x, y):
         axis.plot([], [], "o", color=color, label=f"collapse: {verdict}")
     axis.legend(loc="best", fontsize=9)
     axis.set(xlabel=MEANS.get(x, x), ylabel=MEANS.get(y, y))
-    if len(points) > 2:
+    if x.startswith("test_"):
         ranks = torch.tensor([point[:2] for point in points]).argsort(0).argsort(0).double()
         axis.set_title(f"rank correlation {torch.corrcoef(ranks.T)[0, 1]:.2f}")
     axis.grid(alpha=0.3)

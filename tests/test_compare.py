@@ -231,9 +231,10 @@ def test_listing_names_every_table(capsys):
 
 
 def test_points_are_means_with_their_spread_and_their_rank_correlation():
-    found = [{"label": label, "seed": str(seed), "verdict": "none", "a": a + seed, "b": b}
+    found = [{"label": label, "seed": str(seed), "verdict": "none", "test_a": a + seed,
+              "b": b}
              for label, a, b in (("x", 1, 5), ("y", 2, 9), ("z", 3, 7)) for seed in (0, 1)]
-    figure = compare.draw_points(found, "a", "b")
+    figure = compare.draw_points(found, "test_a", "b")
     axis = figure.axes[0]
     means = [container[0].get_xydata()[0].tolist() for container in axis.containers]
     assert means == [[1.5, 5], [2.5, 9], [3.5, 7]]
