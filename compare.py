@@ -93,12 +93,12 @@ KNOBS = {                                                  # one change to the d
     "batch 16": "--batch-size 16", "batch 256": "--batch-size 256 --warmup-epochs 2",
     "no weight decay": "--weight-decay 0", "crops from 8 %": "--min-scale 0.08",
     "crops from 60 %": "--min-scale 0.6", "no colour jitter": "--jitter-p 0",
-    "Adam, rate 1e-3": "--optimizer adam --lr 4e-3", "no stop-gradient": "--no-stopgrad",
+    "Adam (rate 1e-3)": "--optimizer adam --lr 4e-3", "no stop-gradient": "--no-stopgrad",
     "no predictor": "--predictor none", "target of its own view": "--pair own"}
 KNOBS_SIMSIAM = {
     "predictor's rate / 10": "--pred-lr 0.1", "predictor's rate x 10": "--pred-lr 10",
     "much weight decay": "--weight-decay 0.01", "predictor as wide as z": "--pred-hidden 256",
-    "batch 256, no warm-up": "--batch-size 256 --warmup-epochs 0"}
+    "batch 256 (no warm-up)": "--batch-size 256 --warmup-epochs 0"}
 KNOBS_BYOL = {
     "predictor's rate / 10": "--pred-lr 1", "predictor's rate x 10": "--pred-lr 100",
     "much weight decay": "--weight-decay 2.5e-3", "narrow predictor": "--pred-hidden 64"}
