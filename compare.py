@@ -518,11 +518,13 @@ def overview(results):
         line = [name, table.paper, str(len(table.rows)), "", ""]
         if (results / f"{name}.csv").exists():
             records = read_records(results / f"{name}.csv")
-            seeds = [sum(record.get("seconds", math.nan) for record in records
-                         if record["seed"] == seed) for seed in {r["seed"] for r in records}]
-            timed = [seconds / 60 for seconds in seeds if not math.isnan(seconds)]
-            if timed:
-                line[3] = f"{sum(timed) / len(timed):.0f}"
+            minutes, more = 0.0, ""
+            for label in {record["label"] for record in records}:
+                mine = [r.get("seconds", math.nan) for r in records if r["label"] == label]
+                timed = [seconds / 60 for seconds in mine if not math.isnan(seconds)]
+                minutes += sum(timed) / max(len(timed), 1)
+                more = more if timed else "+"              # rows that trained beside each other
+            line[3] = f"{minutes:.0f}{more}" if minutes else ""
             found = [as_the_paper(claim, [r for r in records if r["label"] == label], records)
                      for label, _, _, claim in table.rows]
             held = [word for word in found if word]
