@@ -290,7 +290,7 @@ def test_diagonal_of_E_never_moves_and_the_rest_starts_at_0(in_tmp):
     start = M.IdentityHead(DIM)
     assert torch.equal(start.E, torch.eye(DIM)) and start.change.requires_grad
     model, row = trained("identity")
-    assert torch.equal(model.predictor.E.diag(), torch.ones(12)) and row["E_max"] > 1e-3
+    assert torch.equal(model.predictor.E.diag(), torch.ones(16)) and row["E_max"] > 1e-3
 
 
 def test_the_other_heads(in_tmp):
@@ -301,7 +301,7 @@ def test_the_other_heads(in_tmp):
     assert (E - E.T).abs().max() < 1e-6 < (E - E.diag().diag()).abs().max()
     assert row["E_asym"] < 1e-6 < row["E_mean"]
     model, row = trained("identity_frozen")
-    assert torch.equal(model.predictor.E, torch.eye(12)) and row["E_max"] == 0
+    assert torch.equal(model.predictor.E, torch.eye(16)) and row["E_max"] == 0
 
 
 def test_tanh_holds_the_weights_within_1_after_every_step(in_tmp, monkeypatch):
@@ -403,7 +403,7 @@ def test_measuring_row_0_changes_nothing_that_trains(in_tmp, monkeypatch):
         with pytest.raises(Stop):
             M.main([*TINY, "--variant", "moving_average"])
     measured, not_measured = seen
-    assert models[0].eta.shape == (64, 12)
+    assert models[0].eta.shape == (64, 16)
     assert all(torch.equal(a, b) for a, b in zip(measured, not_measured, strict=True))
 
 

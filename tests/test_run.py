@@ -463,7 +463,7 @@ def refused(capsys, flags, *words, script=simsiam):
 
 @pytest.mark.parametrize("flags, words", [
     ("--data mnist", ["mnist", "no such data set or folder", "patches"]),
-    ("--epochs 0", ["--epochs", "more than zero"]),
+    ("--epochs -1", ["--epochs", "more than zero"]),
     ("--epochs -3", ["--epochs", "-3"]),
     ("--epochs two", ["--epochs", "two"]),
     ("--lr -0.1", ["--lr", "more than zero"]),
