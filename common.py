@@ -942,7 +942,8 @@ class Run:
     def save(self):
         # The row was printed before it is written: after a kill of whoever reads our output, the
         # print fails, and no two processes write here.
-        append_csv(self.folder / "metrics.csv", self.history[-1 if self.epoch > 1 else 0:])
+        rows = self.history[-1:] if self.epoch > 1 else self.history         # row 0 comes with 1
+        append_csv(self.folder / "metrics.csv", rows)
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
                  "epoch": self.epoch, "seconds": self.seconds}
         backbone = self.model.encoder.backbone.state_dict()
@@ -964,7 +965,8 @@ class Run:
         names = ["knn", *(f"knn_{label}" for label in data.more)] if data.classes else []
         row |= dict.fromkeys([*names, "test_rank_r", "test_auc_r"], math.nan)
         if self.epoch in (0, a.epochs) or self.epoch % a.eval_every == 0:
-            row |= self.evaluate("knn", knn_accuracy, self.model.encoder.backbone)
+            features = labelled_features(self.model.encoder.backbone, data, a.dry_run)
+            row |= self.evaluate("knn", knn_accuracy, features) | health(features[2])
         for name, x in views.items():
             found = collapse_metrics(x)
             row |= {f"{key}_{name}": found[key] for key in ("std", "m_o", "effective_rank")}
@@ -974,12 +976,10 @@ class Run:
         if warning := alarm(self.history, a.warmup_epochs):
             print(f"{warning}: see results/README.md#collapse-guide", flush=True)
 
-    def evaluate(self, name, accuracy, net):
-        """Accuracy of the net's features, for each of the labels if there are any; their health."""
-        x, y, x2, y2 = labelled_features(net, self.data, self.args.dry_run)
-        found = health(x2) if name == "knn" else {}
-        if self.data.classes:
-            found[name] = accuracy(x, y, x2, y2)
+    def evaluate(self, name, accuracy, features):
+        """accuracy for each of the labels, if there are any.  -> {column: percent}"""
+        x, y, x2, y2 = features                            # see labelled_features
+        found = {name: accuracy(x, y, x2, y2)} if self.data.classes else {}
         for label, (y, y2) in self.data.more.items():
             found[f"{name}_{label}"] = accuracy(x, y[:len(x)], x2, y2[:len(x2)])
         return found
@@ -1003,8 +1003,9 @@ class Run:
         result = {"verdict": verdict(last["m_o"], last["effective_rank"])}
         if self.data.classes:
             for name, net in (("linear", encoder.backbone), ("linear_z", encoder)):
+                features = labelled_features(net, self.data, few)
                 result |= self.evaluate(
-                    name, lambda *f: linear_probe(*f, 2 if few else 100)[0], net)
+                    name, lambda *f: linear_probe(*f, 2 if few else 100)[0], features)
             result["knn_untrained"] = self.history[0]["knn"]
         result |= {key: value for key, value in (last | found).items() if value == value}   # no nan
         self.draw()

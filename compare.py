@@ -607,7 +607,7 @@ def draw_points(records, x, y, off_scale=""):
     The names stand at the right, in the order of y; above Spearman's rank correlation, where x is
     to forecast y.  off_scale: a row that is left out"""
     from matplotlib.figure import Figure
-    labels, points = list(dict.fromkeys(record["label"] for record in records)), []
+    labels, points = dict.fromkeys(record["label"] for record in records), []
     labels = [label for label in labels if label != off_scale]
     figure = Figure(figsize=(8, max(5.2, 0.2 * len(labels))), layout="constrained")
     axis = figure.subplots()
@@ -615,7 +615,8 @@ def draw_points(records, x, y, off_scale=""):
     for label in labels:
         mine = [record for record in records if record["label"] == label]
         values = torch.tensor([[record[x], record[y]] for record in mine], dtype=torch.double)
-        mean, spread = values.mean(0).tolist(), values.std(0, correction=0).tolist()
+        mean = values.mean(0).tolist()
+        spread = values.std(0, correction=min(1, len(mine) - 1)).tolist()
         verdicts = sorted(record["verdict"] for record in mine)
         color = colors[verdicts[len(verdicts) // 2]]       # of most; complete < dimensional < none
         axis.errorbar(*mean, spread[1], spread[0], "o", color=color, ms=5, lw=1)

@@ -130,11 +130,11 @@ def main(argv=None):
                       for _ in range(2))
             with common.autocast(device):                  # bfloat16 on CUDA
                 p1, p2, z1, z2, t1, t2 = net(x1, x2)
-                if args.stopgrad:
-                    t1, t2 = t1.detach(), t2.detach()
                 if args.pair == "own":                     # the bug: a prediction of its own view
                     t1, t2 = t2, t1
-                loss = D(p1, t2) / 2 + D(p2, t1) / 2
+                loss = D(p1, t2.detach()) / 2 + D(p2, t1.detach()) / 2     # detach: stop-gradient
+                if not args.stopgrad:
+                    loss = D(p1, t2) / 2 + D(p2, t1) / 2
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -363,7 +363,6 @@ def report(run):
         found["verdict"] = common.verdict(last["m_o_P"], last["effective_rank_P"])
     if "E_mean" in last:
         found["E_mean_1"] = run.history[1]["E_mean"]       # after the first epoch
-        found["E_mean_highest"] = max(row["E_mean"] for row in run.history[1:])
     return found
 
 

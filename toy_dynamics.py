@@ -220,7 +220,8 @@ def alignment(g, time=60.0, sigma2=0.2, n=6, starts=12, steps=1200):
 
     def draw(axis):
         for eta, color in zip(etas, ("C0", "C1", "C2")):
-            axis.plot(times(time, steps), curves[eta].clamp(min=1e-17).tolist(), color=color, lw=0.6)
+            shown = curves[eta].clamp(min=1e-17).tolist()
+            axis.plot(times(time, steps), shown, color=color, lw=0.6)
             axis.plot([], color=color, label=f"η = {eta}, {starts} starts")
         axis.axhline(1e-3, color="0.7", ls=":")
         axis.set(title="‖[F, W$_p$]‖ / ‖F‖‖W$_p$‖: eigenvectors align", xlabel="t", yscale="log")

@@ -238,6 +238,9 @@ def test_points_are_means_with_their_spread_and_their_rank_correlation():
     axis = figure.axes[0]
     means = [container[0].get_xydata()[0].tolist() for container in axis.containers]
     assert means == [[1.5, 5], [2.5, 9], [3.5, 7]]
+    across, up = (lines.get_segments()[0] for lines in axis.containers[0][2])
+    assert np.allclose(across[:, 0], 1.5 + np.std([1, 2], ddof=1) * np.array([-1, 1]))
+    assert np.allclose(up[:, 1], 5)                        # as in the table: over seeds - 1
     assert axis.get_title() == "rank correlation 0.50"     # ranks 1 2 3 against 1 3 2
     assert [text.get_text() for text in axis.texts] == ["x", "z", "y"]       # from below
     heights = [text.xyann[1] for text in axis.texts]

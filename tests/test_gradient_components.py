@@ -302,11 +302,13 @@ def test_losses_follow_one_another(in_tmp, monkeypatch):
     steps = common.read_csv(folder / "steps.csv")
     assert [row["step"] for row in steps] == list(range(20))
     assert [row["epoch"] for row in steps] == [epoch for epoch in (1, 2, 3, 4) for _ in range(5)]
-    last = common.read_csv(folder / "metrics.csv")[-1]
+    epochs = common.read_csv(folder / "metrics.csv")
+    last = epochs[-1]
     for key in ("m_o", "m_o_P"):                       # the last step's in both
         assert last[key] == pytest.approx(steps[-1][key], abs=1e-4)
     result = json.loads((folder / "result.json").read_text())
     assert result["m_o_before"] == steps[10]["m_o"] and result["m_r_before"] == steps[10]["m_r"]
+    assert result["effective_rank_before"] == epochs[2]["effective_rank"]
     assert result["m_r_highest"] == max(row["m_r"] for row in steps[10:])
     assert result["eta_p"] == pytest.approx(np.mean([row["eta_p"] for row in steps[15:]]))
     expected = common.verdict(last["m_o_P"], last["effective_rank_P"])
