@@ -131,6 +131,18 @@ TABLES = {
         ("identity_symmetric", "--variant identity_symmetric", "", None),
         ("identity_frozen", "--variant identity_frozen", "collapse", collapses),
     ], "verdict knn linear std m_o m_r effective_rank m_o_P effective_rank_P cos_bias"),
+    "controls": Table(MIRROR, "Zhang et al., section 4: what a simple predictor needs", [
+        ("simsiam", "--variant simsiam", "66.9", None),
+        ("MSE without l2", "--variant mse", "works poorly", below("simsiam", 5)),
+        ("MSE without l2 after a BN", "--variant mse --final-bn noaffine", "works poorly",
+         below("simsiam", 5)),
+        ("tanh(FC)", "--variant tanh_fc", "64.82", not_complete),
+        ("FC", "--variant fc", "difficult to train", below("tanh(FC)")),
+        ("FC of z", "--variant fc_of_z", "fails", below("tanh(FC)")),
+        ("bias", "--variant bias", "49.82", not_complete),
+        ("bias of z", "--variant bias_of_z", "fails", collapses),
+        ("target of the epoch before", "--variant moving_average --momentum 0", "fails", collapses),
+    ], "verdict knn linear std m_o effective_rank m_o_P cos_bias"),
     "scan": Table(MIRROR, "Wen & Li: the head's off-diagonals rise and fall", [
         (f"rate {rate:g} decay {decay:g}",
          f"--variant identity --pred-lr {rate:g} --pred-weight-decay {decay:g}",

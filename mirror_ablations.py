@@ -44,13 +44,14 @@ RECIPES = {
 }
 RECIPES["other"] = RECIPES["patches"] | dict(epochs=20, weight_decay=5e-4)
 BN = dict(final_bn="noaffine")
+FC, BIAS = dict(final_bn="noaffine", pred_lr=1.0), dict(pred_lr=50.0)
 HEAD = dict(final_bn="noaffine", pred_lr=100.0)            # compare.py scan: E must be fast
 OURS = {                                                   # variant: settings that it brings
     "simsiam": {}, "naive": {}, "mirror": {}, "symmetric": {}, "no_stopgrad": {},
     "inverse": dict(final_bn="noaffine", pred_lr=1.0, inverse_lr=10.0),     # h_inv must keep up
     "moving_average": BN, "same_batch": {}, "bn_after_l2": BN, "whitening": BN,
-    "two_fc": dict(final_bn="noaffine", pred_lr=1.0),
-    "tanh_fc": dict(final_bn="noaffine", pred_lr=1.0), "bias": dict(pred_lr=50.0),
+    "mse": {}, "two_fc": FC, "tanh_fc": FC, "fc": FC, "fc_of_z": FC,
+    "bias": BIAS, "bias_of_z": BIAS,
     "linear": HEAD, "identity_full": HEAD, "identity": HEAD, "identity_symmetric": HEAD,
     "identity_frozen": HEAD}
 PRESETS = {"patches": OURS, "other": OURS}                 # on CIFAR the papers' recipe is for all
@@ -71,6 +72,12 @@ def simsiam(net, z1, z2):
     """Equation 2."""
     p1, p2 = net.predictor(z1), net.predictor(z2)
     return D(p1, z2.detach()) / 2 + D(p2, z1.detach()) / 2, p1, p2
+
+
+def mse(net, z1, z2):
+    """Section 4: SimSiam without the l2 normalisation, the mean over B and D of (p - z)^2 / 2."""
+    p1, p2 = net.predictor(z1), net.predictor(z2)
+    return F.mse_loss(p1, z2.detach()) / 2 + F.mse_loss(p2, z1.detach()) / 2, p1, p2
 
 
 def no_stopgrad(net, z1, z2):
@@ -153,7 +160,9 @@ def whitening(net, z1, z2):
 
 
 def simsiam_l2(net, z1, z2):
-    """Section 4: equation 2, but the predictor, FC layers or a bias, sees the l2-normalised z."""
+    """Section 4: equation 2, but the predictor, FC layers or a bias, sees the l2-normalised z.
+
+    Where it sees z (fc_of_z, bias_of_z) the loss is `simsiam`."""
     p1, p2 = net.predictor(F.normalize(z1, dim=1)), net.predictor(F.normalize(z2, dim=1))
     return D(p1, z2.detach()) / 2 + D(p2, z1.detach()) / 2, p1, p2
 
@@ -169,9 +178,9 @@ def wen_li(net, z1, z2):
 LOSSES = {
     "simsiam": simsiam, "naive": naive, "mirror": mirror, "symmetric": symmetric,
     "no_stopgrad": no_stopgrad, "inverse": inverse, "moving_average": moving_average,
-    "same_batch": same_batch, "bn_after_l2": bn_after_l2, "whitening": whitening,
-    "two_fc": simsiam_l2,
-    "tanh_fc": simsiam_l2, "bias": simsiam_l2, "linear": wen_li, "identity_full": wen_li,
+    "same_batch": same_batch, "bn_after_l2": bn_after_l2, "whitening": whitening, "mse": mse,
+    "two_fc": simsiam_l2, "tanh_fc": simsiam_l2, "fc": simsiam_l2, "fc_of_z": simsiam,
+    "bias": simsiam_l2, "bias_of_z": simsiam, "linear": wen_li, "identity_full": wen_li,
     "identity": wen_li, "identity_symmetric": wen_li, "identity_frozen": wen_li}
 
 
@@ -224,13 +233,13 @@ class IdentityHead(nn.Module):
 
 
 def make_predictor(variant, dim, hidden):
-    if variant in ("simsiam", "mirror", "symmetric", "no_stopgrad", "inverse"):
+    if variant in ("simsiam", "mirror", "symmetric", "no_stopgrad", "inverse", "mse"):
         return make_mlp(dim, hidden)
     if variant == "two_fc":
         return nn.Sequential(nn.Linear(dim, hidden, bias=False), nn.Linear(hidden, dim))
-    if variant in ("tanh_fc", "linear"):
+    if variant in ("tanh_fc", "fc", "fc_of_z", "linear"):
         return nn.Linear(dim, dim, bias=False)
-    if variant == "bias":
+    if variant in ("bias", "bias_of_z"):
         return Bias(dim)
     if variant == "identity_full":
         return IdentityHead(dim, train_diagonal=True)

@@ -1,6 +1,7 @@
 """Every variant's gradient against the formula written out by hand, in float64; heads, settings."""
 import argparse
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -210,14 +211,14 @@ def test_whitening():
     assert with_bn < 0.3 * with_whitening and with_whitening > 0.5
 
 
-@pytest.mark.parametrize("variant", ["two_fc", "tanh_fc", "bias"])
+@pytest.mark.parametrize("variant", ["two_fc", "tanh_fc", "fc", "bias"])
 def test_predictors_of_section_4_see_the_normalised_z(variant):
     net, z1, z2 = make(variant)
     loss, p1, p2 = M.LOSSES[variant](net, z1, z2)
     h, W, b = net.predictor, torch.eye(DIM).double(), torch.zeros(DIM)
     if variant == "two_fc":
         W, b = h[1].weight @ h[0].weight, h[1].bias
-    elif variant == "tanh_fc":
+    elif variant in ("tanh_fc", "fc"):
         W = h.weight
     else:
         b = h.bias
@@ -230,6 +231,30 @@ def test_predictors_of_section_4_see_the_normalised_z(variant):
     same(z1.grad, across / z1.detach().norm(dim=1, keepdim=True))
     if variant == "bias":                  # A.8: d(-cos(P, Z'))/db = -(Z' - cos(P, Z') P) / |p|
         same(h.bias.grad, (minus_cosine(p1, z2) + minus_cosine(p2, z1)).sum(0) / 2)
+
+
+def test_the_controls_of_section_4():
+    """fc_of_z and bias_of_z see z itself; mse does not normalise; only tanh_fc is held by tanh."""
+    for variant in ("fc_of_z", "bias_of_z", "mse"):
+        net, z1, z2 = make(variant)
+        loss, p1, p2 = M.LOSSES[variant](net, z1, z2)
+        loss.backward()
+        on_p = minus_cosine(p1, z2) / 2, minus_cosine(p2, z1) / 2
+        if variant == "fc_of_z":
+            same(p1, z1 @ net.predictor.weight.T)
+        elif variant == "bias_of_z":
+            same(p1, z1 + net.predictor.bias)
+        else:
+            on_p = (p1 - z2) / z1.numel(), (p2 - z1) / z1.numel()
+            same(loss, ((p1 - z2).square().sum() + (p2 - z1).square().sum()) / z1.numel() / 2)
+        same(z1.grad, through(net.predictor, z1, on_p[0])[0])
+        same(z2.grad, through(net.predictor, z2, on_p[1])[0])
+    for variant, held in (("tanh_fc", True), ("fc", False), ("fc_of_z", False)):
+        net = make(variant)[0]
+        net.variant = variant
+        net.predictor.weight.data.fill_(2)
+        M.Siamese.constrain(net)
+        assert net.predictor.weight.max() == (math.tanh(2) if held else 2)
 
 
 @pytest.mark.parametrize("variant", ["identity", "linear"])
