@@ -53,7 +53,8 @@ FLAGS = {                                                  # of every script: de
 }
 MAY_BE_ZERO = {"limit", "seed", "weight_decay", "pred_weight_decay", "warmup_epochs", "ema",
                "jitter_p", "solarize_p", "rho", "eps", "momentum", "random_init"}
-BELOW_ONE = {"ema", "rho", "momentum"}                     # shares of the past
+BELOW_ONE = {"rho", "momentum"}                            # shares of the past
+AT_MOST_ONE = {"ema", "min_scale", "jitter_p", "solarize_p"}             # ema 1: a frozen target
 
 
 class Parser(argparse.ArgumentParser):
@@ -107,6 +108,8 @@ def check_numbers(args):
             fail(f"{flag} must be {least}, not {value}")
         if name in BELOW_ONE and value >= 1:
             fail(f"{flag} is the share of the past that is kept: it must be below 1, not {value}")
+        if name in AT_MOST_ONE and value > 1:
+            fail(f"{flag} must be at most 1, not {value}")
 
 
 def setup(args):

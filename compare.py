@@ -141,7 +141,7 @@ TABLES = {
         ("FC of z", "--variant fc_of_z", "fails", below("tanh(FC)")),
         ("bias", "--variant bias", "49.82", not_complete),
         ("bias of z", "--variant bias_of_z", "fails", collapses),
-        ("target of the epoch before", "--variant moving_average --momentum 0", "fails", collapses),
+        ("stop-gradient alone", "--variant moving_average --momentum 0", "fails", collapses),
     ], "verdict knn linear std m_o effective_rank m_o_P cos_bias"),
     "scan": Table(MIRROR, "Wen & Li: the head's off-diagonals rise and fall", [
         (f"rate {rate:g} decay {decay:g}",
@@ -200,12 +200,15 @@ TABLES = {
     ], "m_o m_r b b_theory b_cos", "b b_theory", "steps.csv", "--lr 0.4"),
     "predictor": Table(PRED, "Tian et al., Wang et al.: a set W_p is as good", [
         ("trained", "--predictor sgd", "84.49", None),
+        ("trained 2 layers", "--predictor sgd --predictor-layers 2", "rank bounces back",
+         lambda run, rows: run["effective_rank"] > 1.3 * run["effective_rank_lowest"]),
         ("DirectPred", "--predictor directpred", "85.21", above("trained", 3)),
         ("DirectPred freq 5", "--predictor directpred --freq 5", "84.93", above("trained", 3)),
         ("DirectCopy", "--predictor directcopy", "84.02", above("trained", 3)),
         ("least squares", "--predictor optimal", "40.67 (STL-10)", below("trained", 5)),
         ("DirectPred no EMA", "--predictor directpred --ema 0", "", None),
-    ], DIRECT, "effective_rank align commutator knn"),
+    ], DIRECT.replace("align", "effective_rank_lowest align"),
+        "effective_rank align commutator knn"),
     "alpha": Table(PRED, "Wang et al.: the exponent of DirectSet", [
         (f"alpha {a}", f"--predictor directset --alpha {a}", number, claim)
         for a, number, claim in (
@@ -290,11 +293,17 @@ TABLES = {
         ("neither", "--predictor none --ema 0", "collapse", collapses),
         ("no stop-gradient", "--no-stopgrad", "collapse", collapses),
     ]),
+    "ema": Table("byol.py", "Tian et al.: how slow a target? No EMA costs little", [
+        ("m 0", "--ema 0", "72.85, less", lambda run, rows:
+         above("m 0.95", 5)(run, rows) and learns(run, rows)),
+        *((f"m {m}", f"--ema {m}", "74.51" if m == 0.95 else "", None)
+          for m in (0.5, 0.9, 0.95, 0.98, 0.99, 1)),
+    ]),
 }
 DIGITS = {0: "seconds alive_r alive_z dims_z",                                      # else 2
           1: "knn knn_weak linear linear_weak linear_z linear_z_weak linear_first linear_rest "
              "linear_first_weak linear_rest_weak effective_rank effective_rank_before "
-             "effective_rank_P test_rank_r test_rank_z",
+             "effective_rank_lowest effective_rank_P test_rank_r test_rank_z",
           3: "test_auc_r align commutator asymmetry cos_bias b b_theory b_cos",
           4: "covariance E_mean E_mean_1"}
 
@@ -522,7 +531,8 @@ def markdown(records, columns, table, only=()):
 
 
 def overview(results):
-    """-> for each table: name, the paper's claim, runs, minutes of a seed, rows as the paper"""
+    """-> for each table: name, the paper's claim, runs, minutes of a seed, how many rows are as
+    the paper"""
     lines = []
     for name, table in TABLES.items():
         line = [name, table.paper, str(len(table.rows)), "", ""]
@@ -537,8 +547,9 @@ def overview(results):
             line[3] = f"{minutes:.0f}{more}" if minutes else ""
             found = [as_the_paper(claim, [r for r in records if r["label"] == label], records)
                      for label, _, _, claim in table.rows]
-            held = [word for word in found if word]
-            line[4] = f"{held.count('yes')} of {len(held)}" if held else "nothing claimed"
+            held = [word == "yes" for word in found if word]
+            word = "reproduced" if all(held) else "in part" if any(held) else "not"
+            line[4] = f"{word}, {sum(held)} of {len(held)}" if held else "nothing claimed"
         lines.append(line)
     return lines
 
@@ -559,7 +570,7 @@ def fill(text, results):
         return f"<!-- table {match[1]} -->\n{markdown(records, columns, table, only)}<!-- end -->"
 
     def make_overview(match):
-        lines = ["| claim | command | runs | minutes | rows as the paper |", "|---" * 5 + "|"]
+        lines = ["| claim | command | runs | minutes | reproduced here? |", "|---" * 5 + "|"]
         for name, paper, runs, minutes, held in overview(results):
             link = f"[{held}](results/README.md#{name})"
             lines.append(f"| {paper} | `python compare.py {name}` | {runs} | {minutes} | {link} |")
@@ -687,7 +698,7 @@ def main(argv=None):
         return
     if not what:
         for name, paper, runs, minutes, held in overview(HERE / "results"):
-            print(f"{name:20}{runs:>3} runs{minutes:>5} min   {held:16} {paper}".rstrip())
+            print(f"{name:20}{runs:>3} runs{minutes:>5} min   {held:22} {paper}".rstrip())
         return
     own = {"--seed": "0", "--jobs": "1", "--only": "", "--out": "runs", "--csv": "", "--curves": "",
            "--points": "", "--save": ""}

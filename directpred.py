@@ -232,7 +232,8 @@ def main(argv=None):
         columns, modes = eigenspace(model)
         run.log_rows("spectrum.csv", modes)
         run.end_epoch(**columns)
-    run.finish()
+    ranks = [row["effective_rank"] for row in run.history]           # they fall, and bounce back?
+    run.finish(effective_rank_lowest=min(ranks, default=0))
     if run.is_first and run.epoch:
         common.save_figure(draw(run), run.folder / "spectrum.png")
     return model

@@ -85,6 +85,15 @@ def test_target_is_the_closed_form_average_of_weights_and_bn_buffers():
         assert torch.allclose(target[key], expected[key], rtol=1e-10, atol=1e-12), key
 
 
+def test_a_target_of_momentum_1_stays_as_it_was(in_tmp):
+    model = byol.main([*SMALL, *"--limit 64 --size 8 --batch-size 16 --epochs 1 --ema 1".split()])
+    torch.manual_seed(0)
+    first = byol.BYOL(byol.parse(SMALL)).target.parameters()
+    assert all(torch.equal(a, b) for a, b in zip(model.target.parameters(), first, strict=True))
+    pairs = zip(model.target.parameters(), model.encoder.parameters())
+    assert not all(torch.equal(a, b) for a, b in pairs)
+
+
 @pytest.mark.parametrize("schedule, expected", [
     ("constant", lambda share: 0.9),
     ("cosine", lambda share: 0.95 - 0.05 * math.cos(math.pi * share))])
@@ -152,7 +161,7 @@ def test_every_kind_of_run_and_linear_eval(flags, name, in_tmp, fake_cifar, imag
 
 
 @pytest.mark.parametrize("flags, words", [
-    ("--ema 1", "--ema"), ("--ema -0.1", "--ema"), ("--predictor deep", "--predictor"),
+    ("--ema 1.1", "--ema"), ("--ema -0.1", "--ema"), ("--min-scale 2", "--min-scale"), ("--predictor deep", "--predictor"),
     ("--ema-schedule linear", "--ema-schedule")])
 def test_bad_input(flags, words, in_tmp, capsys):
     with pytest.raises(SystemExit) as stop:
