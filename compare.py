@@ -87,7 +87,7 @@ GRADIENT = "m_o m_r std effective_rank m_o_P verdict knn linear"
 DIRECT = "knn linear std m_o effective_rank align commutator asymmetry"
 KNOBS = {                                                  # one change to the default recipe each
     "as it is": "", "rate x 4": "--lr 1.6", "rate x 16": "--lr 6.4", "rate / 4": "--lr 0.1",
-    "predictor's rate decays too": "--pred-schedule cosine",
+    "predictor's rate decays too": "--pred-schedule cosine", "predictor frozen": "--pred-lr 1e-9",
     "no BN in the predictor": "--no-pred-bn",
     "no BN in the projector": "--no-proj-bn --final-bn none", "no final BN": "--final-bn none",
     "batch 16": "--batch-size 16", "batch 256": "--batch-size 256 --warmup-epochs 2",
