@@ -6,11 +6,13 @@ Learning", 2021 (arXiv 2110.09348).
    embedding, but never 0, as Sigma_0 has the views' noise too.  With the theorem's loss and clean
    anchors x_i, X = Sigma_0 - Sigma_1 is (1 - alpha_ii)(2 - noise^2) along a small noisy dimension:
    where that is negative it dies, which is the theorem's exact low rank.
-2. Implicit regularization: hardly any augmentation, but 1 to 3 layers; the deeper, the fewer live.
+2. Implicit regularization: hardly any augmentation, but 1 to 3 layers; the deeper, the fewer live,
+   without or with ReLUs between them.
 
     python toy_infonce.py       both, and the gradient formula; toy_infonce.png and .csv
 
-It takes 38 s on two CPU cores (torch 2.14): 16, 12 and 7 of 16 dimensions live with 1 to 3 layers.
+It takes a minute on two CPU cores (torch 2.14): 16, 12 and 7 of 16 dimensions live with 1 to 3
+layers.
 """
 import torch
 from matplotlib.figure import Figure
@@ -29,14 +31,16 @@ def info_nce(z1, z2, temperature):
     return (logits.logsumexp(2) - logits.diagonal(dim1=1, dim2=2)).mean(1)
 
 
-def net(weights, x):
-    """W_L ... W_1 x.  weights: list of [S, D, D], x: [S, B, D]"""
-    for W in weights:
+def net(weights, x, relu=False):
+    """W_L ... W_1 x; relu: of all layers but the last.  weights: list of [S, D, D], x: [S, B, D]"""
+    for W in weights[:-1]:
         x = x @ W.mT
-    return x
+        if relu:
+            x = x.relu()
+    return x @ weights[-1].mT
 
 
-def simulate(weights, noise, steps, lr, generator=None, every=50):
+def simulate(weights, noise, steps, lr, generator=None, every=50, relu=False):
     """S nets at once, plain SGD.  weights: list of [S, D, D]; noise: [S], standard deviation of the
     augmentation of the last 8 dimensions
     -> list of snapshots, one every `every` steps, each a list like weights"""
@@ -51,7 +55,7 @@ def simulate(weights, noise, steps, lr, generator=None, every=50):
             seen.append([W.detach().clone() for W in weights])
         x = data[torch.randint(len(data), (BATCH,), generator=generator, device=data.device)]
         x1, x2 = x + scale * torch.randn(2, len(noise), BATCH, DIM, generator=generator, **kind)
-        loss = info_nce(net(weights, x1), net(weights, x2), TEMPERATURE)    # [S]
+        loss = info_nce(net(weights, x1, relu), net(weights, x2, relu), TEMPERATURE)    # [S]
         # no net's loss depends on another net's weights: the sum's gradient is each one's own
         grads = torch.autograd.grad(loss.sum(), weights)
         with torch.no_grad():
@@ -67,6 +71,14 @@ def spectrum(weights):
     for layer in weights[1:]:
         W = layer @ W
     return torch.linalg.svdvals(W) ** 2
+
+
+def spectrum_relu(weights, generator, n=20_000):
+    """The same of a net with ReLUs, from n inputs.  -> [S, D]"""
+    kind = {"dtype": weights[0].dtype, "device": weights[0].device}
+    z = net(weights, torch.randn(1, n, DIM, generator=generator, **kind), relu=True)
+    z = z - z.mean(1, keepdim=True)
+    return torch.linalg.eigvalsh(z.mT @ z / n).flip(-1)
 
 
 def live(eigenvalues):
@@ -108,7 +120,7 @@ def strong_augmentation(generator, steps=4000):
     return spectrum(simulate([same], noise, steps, 1e-3, generator)[-1])
 
 
-def implicit_regularization(generator, depths=(1, 2, 3), steps=6000):
+def implicit_regularization(generator, depths=(1, 2, 3), steps=6000, relu=False):
     """-> {depth: trajectory}.  Every layer starts as U diag(e^{-0.35 k}) V^T, U and V from a random
     matrix's SVD; noise 1e-3, rate 0.01"""
     noise = torch.tensor([1e-3], dtype=torch.double)
@@ -120,7 +132,7 @@ def implicit_regularization(generator, depths=(1, 2, 3), steps=6000):
             random = torch.rand(1, DIM, DIM, generator=generator, dtype=torch.double)
             U, _, Vh = torch.linalg.svd(random)
             layers.append(U * s @ Vh)
-        runs[depth] = simulate(layers, noise, steps, 0.01, generator)
+        runs[depth] = simulate(layers, noise, steps, 0.01, generator, relu=relu)
     return runs
 
 
@@ -196,8 +208,9 @@ def alignment(trajectory, large=0.3):
 
 # ----------------------------------------------------------------------------------------- main
 
-def draw(strong, flows, spectra, trajectory, overlap, random):
-    """strong: [noise, D]; spectra: {depth: [D]}; trajectory, overlap, random: of two layers"""
+def draw(strong, flows, spectra, nonlinear, trajectory, overlap, random):
+    """strong: [noise, D]; spectra, nonlinear: {depth: [D]}; trajectory, overlap, random: of two
+    layers"""
     figure = Figure(figsize=(16, 7.5), layout="constrained")
     left, of_X, dying, deep, sizes, aligned = axes = figure.subplots(2, 3).flat
     ranks, steps = range(1, DIM + 1), [50 * t for t in range(len(trajectory))]
@@ -216,6 +229,9 @@ def draw(strong, flows, spectra, trajectory, overlap, random):
     for depth, s in spectra.items():
         deep.plot(ranks, s.clamp(min=1e-14).tolist(), "o-", ms=3,
                   label=f"{LAYERS[depth]}: {live(s)} live")
+    for depth, s in nonlinear.items():
+        deep.plot(ranks, s.clamp(min=1e-14).tolist(), "o--", ms=3, color=f"C{depth - 1}",
+                  label=f"with ReLU: {live(s)} live")
     deep.set(title="2: hardly any augmentation, deeper nets", yscale="log",
              xlabel="eigenvalue of the embedding, sorted")
     for layer, style in ((0, "-"), (1, ":")):
@@ -247,6 +263,8 @@ def main(argv=None):
              "noise 2, anchors clean": flow_of_theorem(2.0, True, generator)}
     spectra = {depth: spectrum(run[-1])[0] for depth, run in runs.items()}
     overlap, random = zip(*alignment(runs[2]))
+    nonlinear = {depth: spectrum_relu(run[-1], generator)[0] for depth, run in
+                 implicit_regularization(generator, (2, 3), relu=True).items()}
 
     table = [("gradient W (Sigma_0 - Sigma_1) against autograd, relative",
               theorem_error(generator), "< 1e-10")]
@@ -262,6 +280,9 @@ def main(argv=None):
     for (depth, s), expected in zip(spectra.items(), ("16", "fewer", "fewer still")):
         table.append((f"{LAYERS[depth]}: dimensions with an eigenvalue over 1e-4",
                       live(s), expected))
+    for (depth, s), expected in zip(nonlinear.items(), ("fewer", "fewer still")):
+        table.append((f"{LAYERS[depth]} with ReLU: dimensions with an eigenvalue over 1e-4",
+                      live(s), expected))
     for aligned, theory in ((True, "< 0.01"), (False, "large: no law")):
         table.append((f"2 layers, aligned {aligned}: d sigma/dt against the law, relative",
                       singular_value_law(generator, aligned), theory))
@@ -269,7 +290,7 @@ def main(argv=None):
                   overlap[-1], f"> {random[-1]:.2f} (random)"))
     rows = [{"what": what, "measured": measured, "theory": theory}
             for what, measured, theory in table]
-    figure = draw(strong, flows, spectra, runs[2], overlap, random)
+    figure = draw(strong, flows, spectra, nonlinear, runs[2], overlap, random)
     common.finish_toy(args, device, rows, figure)
 
 

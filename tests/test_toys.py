@@ -271,6 +271,21 @@ def test_spectrum_is_that_of_the_embeddings():
     assert torch.allclose(infonce.spectrum(layers)[0], sampled, rtol=0.03)
 
 
+def test_with_relu_it_is_torchs_own_mlp():
+    layers = [randn(1, 16, 16, seed=s) for s in (1, 2, 3)]
+    x = randn(1, 9, 16, seed=4)
+    mlp = torch.nn.Sequential()
+    for W in layers:
+        mlp += torch.nn.Sequential(torch.nn.Linear(16, 16, bias=False), torch.nn.ReLU())
+    mlp = mlp[:-1].double()
+    for linear, W in zip(mlp[::2], layers):
+        linear.weight.data = W[0]
+    assert torch.allclose(infonce.net(layers, x, relu=True)[0], mlp(x[0]))
+    seen = infonce.spectrum_relu(layers, torch.Generator().manual_seed(0))[0]
+    z = mlp(randn(100_000, 16, seed=5))
+    assert torch.allclose(seen, torch.linalg.eigvalsh(torch.cov(z.T)).flip(0), rtol=0.1)
+
+
 def test_infonce_numbers(in_tmp, monkeypatch):
     """A fifth to a quarter of the script's steps."""
     shorter = partial(infonce.strong_augmentation, steps=1000)
@@ -283,6 +298,9 @@ def test_infonce_numbers(in_tmp, monkeypatch):
     one, two, three = (table[f"{layers}: dimensions with an eigenvalue over 1e-4"][0]
                        for layers in ("1 layer", "2 layers", "3 layers"))
     assert 16 == one > two > three
+    two, three = (table[f"{n} layers with ReLU: dimensions with an eigenvalue over 1e-4"][0]
+                  for n in (2, 3))
+    assert 16 >= two > three
     ratios = [table[f"noise {noise}: eigenvalue 9 over eigenvalue 8"][0] for noise in infonce.NOISE]
     assert ratios == sorted(ratios, reverse=True)
 
