@@ -102,6 +102,26 @@ KNOBS_SIMSIAM = {
 KNOBS_BYOL = {
     "predictor's rate / 10": "--pred-lr 1", "predictor's rate x 10": "--pred-lr 100",
     "much weight decay": "--weight-decay 2.5e-3", "narrow predictor": "--pred-hidden 64"}
+CURES = {                                                  # a change that collapses + another one
+    "rate x 16 + long warm-up": "--lr 6.4 --warmup-epochs 5",
+    "rate x 16 + no weight decay": "--lr 6.4 --weight-decay 0",
+    "rate x 16 + predictor's rate / 10": "--lr 6.4 --pred-lr 0.1",
+    "rate x 4 + long warm-up": "--lr 1.6 --warmup-epochs 5",
+    "rate x 4 + no weight decay": "--lr 1.6 --weight-decay 0",
+    "rate x 4 + predictor's rate / 10": "--lr 1.6 --pred-lr 0.1",
+    "much weight decay + rate / 4": "--weight-decay 0.01 --lr 0.1",
+    "much weight decay + predictor's rate x 10": "--weight-decay 0.01 --pred-lr 10",
+    "no BN in the projector + final BN": "--no-proj-bn --final-bn noaffine",
+    "no BN in the projector + rate / 4": "--no-proj-bn --final-bn none --lr 0.1",
+    "no BN in the projector + predictor's rate x 10": "--no-proj-bn --final-bn none --pred-lr 10",
+    "no predictor + EMA": "--predictor none --ema 0.95",
+    "no stop-gradient + rate / 4": "--no-stopgrad --lr 0.1",
+    "no stop-gradient + predictor's rate x 10": "--no-stopgrad --pred-lr 10",
+    "predictor frozen + EMA": "--pred-lr 1e-9 --ema 0.95",
+    "predictor's rate / 10 + EMA": "--pred-lr 0.1 --ema 0.95",
+    "Adam + rate / 4": "--optimizer adam --lr 1e-3",
+    "Adam + no weight decay": "--optimizer adam --lr 4e-3 --weight-decay 0",
+    "Adam + predictor's rate x 10": "--optimizer adam --lr 4e-3 --pred-lr 10"}
 OF_R = "knn linear linear_first linear_rest test_rank_r alive_r test_rank_z alive_z dims_z m_o"
 TABLES = {
     "simsiam": Table("simsiam.py", "Chen & He: SimSiam does not collapse", [
@@ -290,6 +310,9 @@ TABLES = {
         for label, flags in rows.items()
     ], "verdict knn linear std m_o effective_rank loss test_rank_r test_auc_r",
         "std effective_rank knn loss", points="test_auc_r knn"),
+    "collapse-cures": Table("knobs.py", "SimSiam collapsed: which second change cures it?", [
+        (label, flags, "", None) for label, flags in CURES.items()
+    ], "verdict knn linear std m_o effective_rank loss"),
     "byol": Table("byol.py", "Tian et al.: BYOL needs predictor and stop-gradient", [
         ("byol", "", "no collapse", learns),
         ("no predictor", "--predictor none", "collapse", collapses),
