@@ -581,18 +581,19 @@ def verdict(m_o, effective_rank):
 def alarm(rows, warmup_epochs=0):
     """A line for a run that goes wrong, once for each kind of collapse; "" where nothing is new.
 
-    Two epochs on end, after warm-up and the first: m_o 0.95 or more, or effective rank 3 or less
-    and not rising.  A rank of 3 to 4 often comes back, so that only the verdict counts it.
+    Two epochs on end, after warm-up and the first: each with m_o 0.95 or more, or with effective
+    rank 3 or less, which does not rise.  A rank of 3 to 4 often comes back: only the verdict counts
+    it.
     rows: of metrics.csv, so far"""
     rows = [row for row in rows if row["epoch"] > max(warmup_epochs, 1)]
     said, new = set(), ""
     for before, row in zip(rows, rows[1:]):
         kind, new = "", ""
-        if min(before["m_o"], row["m_o"]) >= 0.95:
-            kind = "complete"
-        elif max(before["m_o"], row["m_o"]) < 0.95:
-            if 3 >= before["effective_rank"] >= row["effective_rank"]:
-                kind = "dimensional"
+        complete = [r["m_o"] >= 0.95 for r in (before, row)]
+        collapsed = [r["m_o"] >= 0.95 or r["effective_rank"] <= 3 for r in (before, row)]
+        rising = not any(complete) and row["effective_rank"] > before["effective_rank"]
+        if all(collapsed) and not rising:
+            kind = "complete" if all(complete) else "dimensional"
         if kind and kind not in said:
             said.add(kind)
             new = (f"{kind} collapse since epoch {before['epoch']:.0f} (std {row['std']:.2f}, "

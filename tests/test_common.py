@@ -301,6 +301,8 @@ def test_alarm_of_lost_dimensions():
     assert alarms([20, 9, 3.5, 3.2, 3.1]) == {}            # between 3 and 4 it often comes back
     assert alarms([20, 1.5, 1.6, 2.2, 3.0, 4.0]) == {}     # few at first, and rising
     assert alarms([20, 2, 2, 2, 5, 6, 2, 2]) == {3: "dimensional collapse since epoch 2"}
+    mixed = alarms([20, 9, 9, 30, 1.5, 1.6], [0.1, 0.1, 0.6, 0.96, 0.93, 0.96])
+    assert mixed == {4: "dimensional collapse since epoch 3"}             # to and fro
     both = alarms([20, 9, 2, 1.5, 1.2, 30, 30], [0.1, 0.1, 0.5, 0.6, 0.7, 0.96, 0.98])
     assert both == {3: "dimensional collapse since epoch 2", 6: "complete collapse since epoch 5"}
 
