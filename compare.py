@@ -75,8 +75,8 @@ def above(other, points=0.0, key="linear"):
 
 
 # script; the paper; rows: label, flags, what the paper says, claim; columns of the table; columns
-# that are drawn, and the file of a run that has them; flags for data sets that are not CIFAR; two
-# columns that are drawn against each other, and a row that would be off the scale
+# that are drawn, and the file of a run that has them; flags for data sets that are not CIFAR; pairs
+# of columns that are drawn against each other, and a row that would be off the scale
 Table = namedtuple("Table", "script paper rows columns curves csv ours points",
                    defaults=["knn linear std m_o effective_rank verdict",
                              "std effective_rank knn m_o", "metrics.csv", "", ""])
@@ -153,7 +153,7 @@ TABLES = {
     ], "verdict knn linear std m_o m_r effective_rank m_o_P effective_rank_P cos_bias"),
     "controls": Table(MIRROR, "Zhang et al., section 4: what a simple predictor needs", [
         ("simsiam", "--variant simsiam", "66.9", None),
-        ("MSE without l2", "--variant mse", "works poorly", below("simsiam", 5)),
+        ("MSE without l2", "--variant mse --final-bn none", "works poorly", below("simsiam", 5)),
         ("MSE without l2 after a BN", "--variant mse --final-bn noaffine", "works poorly",
          below("simsiam", 5)),
         ("tanh(FC)", "--variant tanh_fc", "64.82", not_complete),
@@ -309,10 +309,11 @@ TABLES = {
                                     ("BYOL", "byol", KNOBS | KNOBS_BYOL))
         for label, flags in rows.items()
     ], "verdict knn linear std m_o effective_rank loss test_rank_r test_auc_r",
-        "std effective_rank knn loss", points="test_auc_r knn"),
+        "effective_rank knn loss",
+        points="effective_rank knn; test_auc_r knn; test_rank_r knn"),
     "collapse-cures": Table("knobs.py", "SimSiam collapsed: which second change cures it?", [
         (label, flags, "", None) for label, flags in CURES.items()
-    ], "verdict knn linear std m_o effective_rank loss"),
+    ], "verdict knn linear std m_o effective_rank loss", points="effective_rank knn"),
     "byol": Table("byol.py", "Tian et al.: BYOL needs predictor and stop-gradient", [
         ("byol", "", "no collapse", learns),
         ("no predictor", "--predictor none", "collapse", collapses),
@@ -690,6 +691,12 @@ def draw_points(records, x, y, off_scale=""):
     return figure
 
 
+def all_points(records, pairs):
+    """pairs: "x y; x2 y2" -> {"-points": figure, "-points1": figure}"""
+    return {f"-points{i or ''}": draw_points(records, *pair.split())
+            for i, pair in enumerate(pairs.split(";")) if pair}
+
+
 # --------------------------------------------------------------------------------------------- main
 
 def choose(what, flags, own):
@@ -748,8 +755,7 @@ def report(jobs, table, folder, own, missing):
     columns = [*table.columns.split(), "seconds"]
     text = f"{markdown(records, columns, table)}\n{missing}"
     figures = {"": draw(jobs, (own["--curves"] or table.curves).replace(",", " ").split(), name)}
-    if points := (own["--points"] or table.points).replace(",", " ").split():
-        figures["-points"] = draw_points(records, *points)
+    figures |= all_points(records, own["--points"].replace(",", " ") or table.points)
     only = "-only" if own["--only"] else ""
     folder.mkdir(parents=True, exist_ok=True)
     save_records(records, folder / f"table{only}.csv")
@@ -775,8 +781,7 @@ def save(records, figures, results, table, stem, only):
     everything = sorted(others + records, key=lambda record: order.index(record["label"]))
     save_records(everything, file)
     if others:                                             # the curves of their runs are not here
-        points = table.points.split()
-        figures = {"-points": draw_points(everything, *points)} if points else {}
+        figures = all_points(everything, table.points)
     for kind, figure in figures.items():
         common.save_figure(figure, results / f"{stem}{kind}.png")
     for readme in (results / "README.md", results.parent / "README.md"):
