@@ -731,7 +731,8 @@ def save_figure(figure, file):
 
     def save(part):
         figure.savefig(part, dpi=100, format="png")
-        Image.open(part).convert("RGB").quantize(256).save(part, "png", optimize=True)
+        picture = Image.open(part).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
+        picture.save(part, "png", optimize=True)
 
     write(file, save)
 

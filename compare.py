@@ -676,7 +676,7 @@ def draw_points(records, x, y, off_scale=""):
     gap, free = (high - low) / max(25, len(points)), low   # names must not overlap
     for i, (at_y, at_x, label, color) in enumerate(points):
         free = max(free, min(at_y, high - gap * (len(points) - i)))
-        line = {"arrowstyle": "-", "lw": 0.5, "color": "0.7"}
+        line = {"arrowstyle": "-", "lw": 0.5, "color": "0.7", "relpos": (0, 0.5)}
         axis.annotate(label, (at_x, at_y), (1.04, free), textcoords=("axes fraction", "data"),
                       va="center", fontsize=9, color=color, arrowprops=line)
         free += gap
@@ -684,6 +684,8 @@ def draw_points(records, x, y, off_scale=""):
         axis.plot([], [], "o", color=color, label=f"collapse: {verdict}")
     axis.legend(loc="best", fontsize=9)
     axis.set(xlabel=MEANS.get(x, x), ylabel=MEANS.get(y, y))
+    if "effective_rank" in x:
+        axis.set_xscale("log")
     if x.startswith("test_"):
         ranks = torch.tensor([point[:2] for point in points]).argsort(0).argsort(0).double()
         axis.set_title(f"rank correlation {torch.corrcoef(ranks.T)[0, 1]:.2f}")
