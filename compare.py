@@ -532,7 +532,7 @@ def as_the_paper(claim, records, everything):
 def markdown(records, columns, table, only=()):
     """The table as Markdown: a line for each label that has a run."""
     seeds = list(dict.fromkeys(record["seed"] for record in records))
-    says = {label: (number, claim) for label, _, number, claim in table.rows}
+    says = {label: (number, claim) for label, _, number, claim in table.rows if number or claim}
     head = ["", *(["the paper", "as the paper?"] if says else []), *columns]
     lines = [head, ["---"] * len(head)]
     for label in dict.fromkeys(record["label"] for record in records):
@@ -651,6 +651,12 @@ def draw(jobs, columns, name):
     return figure
 
 
+def rank_correlation(points):
+    """Spearman's.  points: [(y, x, ...)] without ties"""
+    ranks = torch.tensor([point[:2] for point in points]).argsort(0).argsort(0).double()
+    return torch.corrcoef(ranks.T)[0, 1].item() if len(points) > 1 else math.nan
+
+
 def draw_points(records, x, y, off_scale=""):
     """A point a row: the means of columns x and y over seeds, with their standard deviations.
 
@@ -687,8 +693,9 @@ def draw_points(records, x, y, off_scale=""):
     if "effective_rank" in x:
         axis.set_xscale("log")
     if x.startswith("test_"):
-        ranks = torch.tensor([point[:2] for point in points]).argsort(0).argsort(0).double()
-        axis.set_title(f"rank correlation {torch.corrcoef(ranks.T)[0, 1]:.2f}")
+        healthy = [point for point in points if point[3] == colors["none"]]
+        axis.set_title(f"rank correlation {rank_correlation(points):.2f}, without what collapsed "
+                       f"{rank_correlation(healthy):.2f}")
     axis.grid(alpha=0.3)
     return figure
 

@@ -231,9 +231,9 @@ def test_listing_names_every_table(capsys):
 
 
 def test_points_are_means_with_their_spread_and_their_rank_correlation():
-    found = [{"label": label, "seed": str(seed), "verdict": "none", "test_a": a + seed,
-              "b": b}
-             for label, a, b in (("x", 1, 5), ("y", 2, 9), ("z", 3, 7)) for seed in (0, 1)]
+    found = [{"label": label, "seed": str(seed), "verdict": verdict, "test_a": a + seed, "b": b}
+             for label, a, b, verdict in (("x", 1, 5, "none"), ("y", 2, 9, "complete"),
+                                          ("z", 3, 7, "none")) for seed in (0, 1)]
     figure = compare.draw_points(found, "test_a", "b")
     axis = figure.axes[0]
     means = [container[0].get_xydata()[0].tolist() for container in axis.containers]
@@ -241,7 +241,8 @@ def test_points_are_means_with_their_spread_and_their_rank_correlation():
     across, up = (lines.get_segments()[0] for lines in axis.containers[0][2])
     assert np.allclose(across[:, 0], 1.5 + np.std([1, 2], ddof=1) * np.array([-1, 1]))
     assert np.allclose(up[:, 1], 5)                        # as in the table: over seeds - 1
-    assert axis.get_title() == "rank correlation 0.50"     # ranks 1 2 3 against 1 3 2
+    title = "rank correlation 0.50, without what collapsed 1.00"             # 1 2 3 against 1 3 2
+    assert axis.get_title() == title
     assert [text.get_text() for text in axis.texts] == ["x", "z", "y"]       # from below
     heights = [text.xyann[1] for text in axis.texts]
     assert heights == sorted(heights)
