@@ -320,12 +320,6 @@ TABLES = {
         ("neither", "--predictor none --ema 0", "collapse", collapses),
         ("no stop-gradient", "--no-stopgrad", "collapse", collapses),
     ]),
-    "ema": Table("byol.py", "Tian et al.: how slow a target? No EMA costs little", [
-        ("m 0", "--ema 0", "72.85, less", lambda run, rows:
-         above("m 0.95", 5)(run, rows) and learns(run, rows)),
-        *((f"m {m}", f"--ema {m}", "74.51" if m == 0.95 else "", None)
-          for m in (0.5, 0.9, 0.95, 0.98, 0.99, 1)),
-    ]),
 }
 DIGITS = {0: "seconds alive_r alive_z dims_z",                                      # else 2
           1: "knn knn_weak linear linear_weak linear_z linear_z_weak linear_first linear_rest "
