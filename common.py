@@ -986,8 +986,7 @@ class Run:
         self.history.append(row)
         self.print_row(row, header=len(self.history) == 1 or row.keys() != self.history[-2].keys())
         if warning := alarm(self.history, a.warmup_epochs):
-            print(f"{warning}.  What cured it most often: --weight-decay 0, --lr {a.lr / 4:g}.  There "
-                  f"must be a predictor, a stop-gradient, a BN in the projector: see "
+            print(f"{warning}.  Try --lr {a.lr / 4:g} or --weight-decay 0; what else it may be: "
                   f"results/README.md#collapse-guide", flush=True)
 
     def evaluate(self, name, accuracy, features):

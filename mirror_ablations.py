@@ -75,7 +75,7 @@ def simsiam(net, z1, z2):
 
 
 def mse(net, z1, z2):
-    """Section 4: SimSiam without the l2 normalisation, the mean over B and D of (p - z)^2 / 2."""
+    """Section 4: SimSiam without the l2 normalisation; means over B and D."""
     h = net.predictor
     p1, p2 = h(z1), h(z2)
     return F.mse_loss(p1, z2.detach()) / 2 + F.mse_loss(p2, z1.detach()) / 2, p1, p2

@@ -161,7 +161,8 @@ def test_every_kind_of_run_and_linear_eval(flags, name, in_tmp, fake_cifar, imag
 
 
 @pytest.mark.parametrize("flags, words", [
-    ("--ema 1.1", "--ema"), ("--ema -0.1", "--ema"), ("--min-scale 2", "--min-scale"), ("--predictor deep", "--predictor"),
+    ("--ema 1.1", "--ema"), ("--ema -0.1", "--ema"), ("--min-scale 2", "--min-scale"),
+    ("--predictor deep", "--predictor"),
     ("--ema-schedule linear", "--ema-schedule")])
 def test_bad_input(flags, words, in_tmp, capsys):
     with pytest.raises(SystemExit) as stop:

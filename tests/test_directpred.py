@@ -299,7 +299,9 @@ def test_every_predictor_runs_and_linear_eval_reads_it(flags, in_tmp, fake_cifar
     assert len(modes) == 12 and {mode["epoch"] for mode in modes} == {"1"}
     assert ("cos" in modes[0]) == ("layers 2" not in flags)
     assert (folder / "spectrum.png").stat().st_size > 5_000
-    assert json.loads((folder / "result.json").read_text())["epoch"] == 1
+    result = json.loads((folder / "result.json").read_text())
+    ranks = [float(row["effective_rank"]) for row in rows(folder / "metrics.csv")]
+    assert result["epoch"] == 1 and result["effective_rank_lowest"] == min(ranks)
     assert linear_eval.main([str(folder), "--epochs", "1"])["trained"]["epoch"] == 1
 
 

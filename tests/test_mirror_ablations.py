@@ -251,9 +251,8 @@ def test_the_controls_of_section_4():
         same(z2.grad, through(net.predictor, z2, on_p[1])[0])
     for variant, held in (("tanh_fc", True), ("fc", False), ("fc_of_z", False)):
         net = make(variant)[0]
-        net.variant = variant
         net.predictor.weight.data.fill_(2)
-        M.Siamese.constrain(net)
+        net.constrain()
         assert net.predictor.weight.max() == (math.tanh(2) if held else 2)
 
 
