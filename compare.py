@@ -627,7 +627,8 @@ def draw(jobs, columns, name):
             runs = [common.read_csv(job.folder / name) for job in mine]
             x = next(key for key in ("step", "index", "epoch") if key in runs[0][0])
             for axis, column in zip(panels, columns):
-                values = torch.tensor([[row[column] for row in run] for run in runs])
+                values = [[row.get(column, math.nan) for row in run] for run in runs]
+                values = torch.tensor(values)              # nan: a column that this row has not
                 if column == "effective_rank" and name == "metrics.csv":   # else the rank of noise
                     m_o = torch.tensor([[row["m_o"] for row in run] for run in runs])
                     values[m_o >= 0.95] = math.nan

@@ -248,6 +248,19 @@ def test_points_are_means_with_their_spread_and_their_rank_correlation():
     assert heights == sorted(heights)
 
 
+def test_a_column_that_one_row_has_not_is_drawn_of_the_others(tmp_path):
+    jobs = []
+    for label, columns in (("x", {"a": 1.0, "b": 2.0}), ("y", {"a": 3.0})):
+        (tmp_path / label).mkdir()
+        rows = [{"epoch": epoch, **columns} for epoch in (0, 1)]
+        common.append_csv(tmp_path / label / "metrics.csv", rows)
+        (tmp_path / label / "result.json").write_text('{"verdict": "none"}')
+        jobs.append(compare.Job(label, "0", "", [], tmp_path / label))
+    a, b = compare.draw(jobs, ["a", "b"], "metrics.csv").axes
+    assert [line.get_ydata() for line in a.lines] == [[1, 1], [3, 3]]
+    assert [line.get_ydata() for line in b.lines] == [[2, 2], []]
+
+
 def test_seconds_count_only_where_a_run_had_all_threads(tmp_path, monkeypatch):
     monkeypatch.setattr(compare.torch, "get_num_threads", lambda: 4)
     jobs = []
