@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import common
 import compare
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -257,8 +258,8 @@ def test_a_column_that_one_row_has_not_is_drawn_of_the_others(tmp_path):
         (tmp_path / label / "result.json").write_text('{"verdict": "none"}')
         jobs.append(compare.Job(label, "0", "", [], tmp_path / label))
     a, b = compare.draw(jobs, ["a", "b"], "metrics.csv").axes
-    assert [line.get_ydata() for line in a.lines] == [[1, 1], [3, 3]]
-    assert [line.get_ydata() for line in b.lines] == [[2, 2], []]
+    assert [list(line.get_ydata()) for line in a.lines] == [[1, 1], [3, 3]]
+    assert [list(line.get_ydata()) for line in b.lines] == [[2, 2], []]
 
 
 def test_seconds_count_only_where_a_run_had_all_threads(tmp_path, monkeypatch):
