@@ -303,6 +303,17 @@ TABLES = {
     ], "verdict linear linear_weak linear_z linear_z_weak linear_first_weak linear_rest_weak "
        "knn knn_weak effective_rank", "knn knn_weak effective_rank",
         points="linear linear_weak supervised"),
+    "phases": Table(MIRROR, "Wen & Li: the strong feature first, then the weak one", [
+        (label, f"{flags} --data strong_weak --epochs 24", says, claim)
+        for label, flags, says, claim in (
+            ("identity head", "--variant identity", "both learnt",
+             above("frozen head", 0, WEAK_Z)),
+            ("identity head of 10", "--variant identity --proj-dim 10 --pred-lr 10", "both learnt",
+             above("frozen head", 0, WEAK_Z)),
+            ("frozen head", "--variant identity_frozen", "strong alone",
+             below("identity head", 0, WEAK_Z)))
+    ], "E_mean_1 E_mean linear_z linear_z_weak verdict effective_rank knn knn_weak",
+        "knn knn_weak E_mean effective_rank"),
     "collapse-guide": Table("knobs.py", "Which single change makes SimSiam, BYOL collapse?", [
         (f"{name}: {label}", f"--variant {variant} {flags}", "", None)
         for name, variant, rows in (("SimSiam", "simsiam", KNOBS | KNOBS_SIMSIAM),
@@ -319,7 +330,31 @@ TABLES = {
         ("no predictor", "--predictor none", "collapse", collapses),
         ("neither", "--predictor none --ema 0", "collapse", collapses),
         ("no stop-gradient", "--no-stopgrad", "collapse", collapses),
+        ("ema 0", "--ema 0", "no collapse", learns),
+        *((f"ema {m}", f"--ema {m}", "", None) for m in (0.5, 0.9, 0.99)),
+        ("ema 1, frozen target", "--ema 1", "no collapse", not_complete),
     ]),
+    "cifar10": Table("", "All of CIFAR-10, every method", [
+        (label, f"{script} --data data/cifar10_jpeg --epochs 10 --eval-every 10 {flags}", says, claim)
+        for label, script, flags, says, claim in (
+            ("SimSiam", "simsiam.py", "", "no collapse", learns),
+            ("BYOL", "byol.py", "", "no collapse", learns),
+            ("DirectPred", PRED, "", "85.21", above("trained W_p", 3)),
+            ("DirectCopy", PRED, "--predictor directcopy", "84.02", above("trained W_p", 3)),
+            ("trained W_p", PRED, "--predictor sgd", "84.49", None),
+            ("SimCLR mlp", CLR, "--projector mlp", "66.5", above("DirectCLR")),
+            ("SimCLR linear", CLR, "--projector linear", "61.1", above("SimCLR none")),
+            ("DirectCLR", CLR, "", "62.7", above("SimCLR linear")),
+            ("SimCLR none", CLR, "--projector none", "51.5, lowest", below("SimCLR linear", 5)),
+            ("naive", MIRROR, "--variant naive --final-bn none", "collapse, 1", complete),
+            ("mirror", MIRROR, "--variant mirror --final-bn none", "collapse, 1", complete),
+            ("symmetric", MIRROR, "--variant symmetric --final-bn none", "collapse, 1", complete),
+            ("inverse", MIRROR, "--variant inverse", "no collapse", not_complete),
+            ("bias", MIRROR, "--variant bias --final-bn none", "49.82", not_complete),
+            ("identity head", MIRROR, "--variant identity", "no collapse", learns),
+            ("supervised", "supervised.py", "", "", None),
+            ("untrained", "supervised.py", "--epochs 0", "", None))
+    ], curves="std effective_rank m_o"),
 }
 DIGITS = {0: "seconds alive_r alive_z dims_z",                                      # else 2
           1: "knn knn_weak linear linear_weak linear_z linear_z_weak linear_first linear_rest "
