@@ -331,12 +331,12 @@ TABLES = {
         ("neither", "--predictor none --ema 0", "collapse", collapses),
         ("no stop-gradient", "--no-stopgrad", "collapse", collapses),
         ("ema 0", "--ema 0", "no collapse", learns),
-        *((f"ema {m}", f"--ema {m}", "", None) for m in (0.5, 0.9, 0.99)),
+        *((f"ema {m}", f"--ema {m}", "", None) for m in (0.5, 0.9, 0.98)),
         ("ema 1, frozen target", "--ema 1", "no collapse", not_complete),
     ]),
     "cifar10": Table("", "All of CIFAR-10, every method", [
-        (label, f"{script} --data data/cifar10_jpeg --epochs 10 --eval-every 10 {flags}", says, claim)
-        for label, script, flags, says, claim in (
+        (label, f"{file} --data data/cifar10_jpeg --epochs 10 --eval-every 10 {flags}", says, claim)
+        for label, file, flags, says, claim in (
             ("SimSiam", "simsiam.py", "", "no collapse", learns),
             ("BYOL", "byol.py", "", "no collapse", learns),
             ("DirectPred", PRED, "", "85.21", above("trained W_p", 3)),
