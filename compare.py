@@ -332,7 +332,7 @@ TABLES = {
         ("no stop-gradient", "--no-stopgrad", "collapse", collapses),
         ("ema 0", "--ema 0", "no collapse", learns),
         *((f"ema {m}", f"--ema {m}", "", None) for m in (0.5, 0.9, 0.98)),
-        ("ema 1, frozen target", "--ema 1", "no collapse", not_complete),
+        ("ema 1 (frozen)", "--ema 1", "no collapse", not_complete),
     ]),
     "cifar10": Table("", "All of CIFAR-10, every method", [
         (label, f"{file} --data data/cifar10_jpeg --epochs 10 --eval-every 10 {flags}", says, claim)
