@@ -74,6 +74,10 @@ def above(other, points=0.0, key="linear"):
     return lambda run, rows: run[key] > rows[other][key] - points
 
 
+def probe(run, part=""):                                   # of the weak label, where there is one
+    return run.get(f"linear{part}_weak", run[f"linear{part}"])
+
+
 # script; the paper; rows: label, flags, what the paper says, claim; columns of the table; columns
 # that are drawn, and the file of a run that has them; flags for data sets that are not CIFAR; pairs
 # of columns that are drawn against each other, and a row that would be off the scale
@@ -261,7 +265,11 @@ TABLES = {
         ("none", "--projector none", "51.5, lowest", below("linear", 5)),
     ], OF_R, "r z", "spectrum.csv"),
     "d0": Table(CLR, "Jing et al.: dimensions that the loss sees", [
-        (f"d0 {d0}", f"--d0 {d0}", "", None) for d0 in (6, 12, 17, 24, 48, 96)
+        (f"d0 {d0}", f"--d0 {d0}", says, claim) for d0, says, claim in (
+            (6, "", None), (12, "", None), (17, "62.7, of r[:d0] 47.9", lambda run, rows:
+                                            probe(run, "_first") < probe(run) - 5),
+            (24, "", None), (48, "", None),
+            (96, "51.5, lower", lambda run, rows: probe(run) < probe(rows["d0 17"])))
     ], OF_R),
     "temperature": Table(CLR, "Zhang et al., Fig. 8: covariance rises with tau", [
         (f"tau {tau}", f"--projector mlp --temperature {tau}", "covariance rises",
