@@ -1,0 +1,331 @@
+"""What the papers claim: the tables of compare.py, as data.
+
+A table has a row for each run: its label, the flags that a user would type, what the paper says
+and, as a function, what the run has to show to be "as the paper".  A claim sees the run and
+{label: run} of all rows with the same seed; a run is a dict of what its result.json says.
+"""
+from collections import namedtuple
+
+
+# ------------------------------------------------------------------------------------------ claims
+
+def complete(run, rows):                                   # collapse in Zhang et al.: std 0, m_o 1
+    return run["verdict"] == "complete"
+
+
+def not_complete(run, rows):
+    return run["verdict"] != "complete"
+
+
+def collapses(run, rows):                                  # complete or dimensional
+    return run["verdict"] != "none"
+
+
+def learns(run, rows):
+    return run["verdict"] == "none"
+
+
+def moves(key, low, high):
+    return lambda run, rows: low < run[key] - run[key + "_before"] < high
+
+
+def below(other, points=0.0, key="linear"):
+    return lambda run, rows: run[key] < rows[other][key] - points
+
+
+def above(other, points=0.0, key="linear"):
+    return lambda run, rows: run[key] > rows[other][key] - points
+
+
+def probe(run, part=""):                                   # of the weak label, where there is one
+    return run.get(f"linear{part}_weak", run[f"linear{part}"])
+
+
+# ------------------------------------------------------------------------------------------ tables
+
+# script; the paper; rows: label, flags, what the paper says, claim; columns of the table; columns
+# that are drawn, and the file of a run that has them; flags for data sets that are not CIFAR; pairs
+# of columns that are drawn against each other, and a row that would be off the scale
+Table = namedtuple("Table", "script paper rows columns curves csv ours points",
+                   defaults=["knn linear std m_o effective_rank verdict",
+                             "std effective_rank knn m_o", "metrics.csv", "", ""])
+MIRROR, PARTS = "mirror_ablations.py", "gradient_components.py"
+PRED, CLR, WEAK, WEAK_Z = "directpred.py", "directclr.py", "linear_weak", "linear_z_weak"
+STEPS = dict(curves="m_o m_r", csv="steps.csv")
+GRADIENT = "m_o m_r std effective_rank m_o_P verdict knn linear"
+DIRECT = "knn linear std m_o effective_rank align commutator asymmetry"
+KNOBS = {                                                  # one change to the default recipe each
+    "as it is": "", "rate x 4": "--lr 1.6", "rate x 16": "--lr 6.4", "rate / 4": "--lr 0.1",
+    "predictor's rate decays too": "--pred-schedule cosine", "predictor frozen": "--pred-lr 1e-9",
+    "no BN in the predictor": "--no-pred-bn",
+    "no BN in the projector": "--no-proj-bn --final-bn none", "no final BN": "--final-bn none",
+    "batch 16": "--batch-size 16", "batch 256": "--batch-size 256 --warmup-epochs 2",
+    "no weight decay": "--weight-decay 0", "crops from 8 %": "--min-scale 0.08",
+    "crops from 60 %": "--min-scale 0.6", "no colour jitter": "--jitter-p 0",
+    "Adam (rate 1e-3)": "--optimizer adam --lr 4e-3", "no stop-gradient": "--no-stopgrad",
+    "no predictor": "--predictor none", "target of its own view": "--pair own"}
+KNOBS_SIMSIAM = {
+    "predictor's rate / 10": "--pred-lr 0.1", "predictor's rate x 10": "--pred-lr 10",
+    "much weight decay": "--weight-decay 0.01", "predictor as wide as z": "--pred-hidden 256",
+    "batch 256 (no warm-up)": "--batch-size 256 --warmup-epochs 0"}
+KNOBS_BYOL = {
+    "predictor's rate / 10": "--pred-lr 1", "predictor's rate x 10": "--pred-lr 100",
+    "much weight decay": "--weight-decay 2.5e-3", "narrow predictor": "--pred-hidden 64"}
+CURES = {                                                  # a change that collapses + another one
+    "rate x 16 + long warm-up": "--lr 6.4 --warmup-epochs 5",
+    "rate x 16 + no weight decay": "--lr 6.4 --weight-decay 0",
+    "rate x 16 + predictor's rate / 10": "--lr 6.4 --pred-lr 0.1",
+    "rate x 4 + long warm-up": "--lr 1.6 --warmup-epochs 5",
+    "rate x 4 + no weight decay": "--lr 1.6 --weight-decay 0",
+    "rate x 4 + predictor's rate / 10": "--lr 1.6 --pred-lr 0.1",
+    "much weight decay + rate / 4": "--weight-decay 0.01 --lr 0.1",
+    "much weight decay + predictor's rate x 10": "--weight-decay 0.01 --pred-lr 10",
+    "no BN in the projector + final BN": "--no-proj-bn --final-bn noaffine",
+    "no BN in the projector + rate / 4": "--no-proj-bn --final-bn none --lr 0.1",
+    "no BN in the projector + predictor's rate x 10": "--no-proj-bn --final-bn none --pred-lr 10",
+    "no predictor + EMA": "--predictor none --ema 0.95",
+    "no stop-gradient + rate / 4": "--no-stopgrad --lr 0.1",
+    "no stop-gradient + predictor's rate x 10": "--no-stopgrad --pred-lr 10",
+    "predictor frozen + EMA": "--pred-lr 1e-9 --ema 0.95",
+    "predictor's rate / 10 + EMA": "--pred-lr 0.1 --ema 0.95",
+    "Adam + rate / 4": "--optimizer adam --lr 1e-3",
+    "Adam + no weight decay": "--optimizer adam --lr 4e-3 --weight-decay 0",
+    "Adam + predictor's rate x 10": "--optimizer adam --lr 4e-3 --pred-lr 10"}
+OF_R = "knn linear linear_first linear_rest test_rank_r alive_r test_rank_z alive_z dims_z m_o"
+TABLES = {
+    "simsiam": Table("simsiam.py", "Chen & He: SimSiam does not collapse", [
+        ("simsiam", "", "no collapse", learns)]),
+    "mirror": Table(MIRROR, "Zhang et al., Tables 1, 2, 5, Fig. 3; Wen & Li: what collapses", [
+        ("simsiam", "--variant simsiam --final-bn none", "66.62", not_complete),
+        ("simsiam_bn", "--variant simsiam --final-bn noaffine", "66.62", not_complete),
+        ("no_stopgrad", "--variant no_stopgrad --final-bn none", "collapse", complete),
+        ("naive", "--variant naive --final-bn none", "collapse, 1", complete),
+        ("mirror", "--variant mirror --final-bn none", "collapse, 1", complete),
+        ("symmetric", "--variant symmetric --final-bn none", "collapse, 1", complete),
+        ("inverse", "--variant inverse", "no collapse", not_complete),
+        ("moving_average", "--variant moving_average", "46.57", not_complete),
+        ("same_batch10", "--variant same_batch --n-aug 10 --epochs 6 --final-bn none",
+         "collapse, 1", complete),
+        ("same_batch25", "--variant same_batch --n-aug 25 --epochs 2 --final-bn none",
+         "collapse, 1", complete),
+        ("two_fc", "--variant two_fc", "66.7", not_complete),
+        ("tanh_fc", "--variant tanh_fc", "64.82", not_complete),
+        ("bias", "--variant bias --final-bn none", "49.82", not_complete),
+        ("bn_after_l2", "--variant bn_after_l2", "no collapse", not_complete),
+        ("whitening", "--variant whitening", "no collapse", learns),
+        ("bn_before_l2", "--variant naive --final-bn noaffine", "collapse", complete),
+        ("linear", "--variant linear", "no collapse", learns),
+        ("identity_full", "--variant identity_full", "no collapse", learns),
+        ("identity", "--variant identity", "no collapse", learns),
+        ("identity_symmetric", "--variant identity_symmetric", "", None),
+        ("identity_frozen", "--variant identity_frozen", "collapse", collapses),
+    ], "verdict knn linear std m_o m_r effective_rank m_o_P effective_rank_P cos_bias"),
+    "controls": Table(MIRROR, "Zhang et al., section 4: what a simple predictor needs", [
+        ("simsiam", "--variant simsiam", "66.9", None),
+        ("MSE without l2", "--variant mse --final-bn none", "works poorly", below("simsiam", 5)),
+        ("MSE without l2 after a BN", "--variant mse --final-bn noaffine", "works poorly",
+         below("simsiam", 5)),
+        ("tanh(FC)", "--variant tanh_fc", "64.82", not_complete),
+        ("FC", "--variant fc", "difficult to train", below("tanh(FC)")),
+        ("FC of z", "--variant fc_of_z", "fails", below("tanh(FC)")),
+        ("bias", "--variant bias", "49.82", not_complete),
+        ("bias of z", "--variant bias_of_z", "fails", collapses),
+        ("stop-gradient alone", "--variant moving_average --momentum 0", "fails", collapses),
+    ], "verdict knn linear std m_o effective_rank m_o_P cos_bias"),
+    "scan": Table(MIRROR, "Wen & Li: the head's off-diagonals rise and fall", [
+        (f"rate {rate:g} decay {decay:g}",
+         f"--variant identity --pred-lr {rate:g} --pred-weight-decay {decay:g}",
+         "E rises and falls", lambda run, rows: run["E_mean"] < run["E_mean_1"])
+        for decay in (0, 5e-4) for rate in (1, 10, 100, 1000)] + [
+        (f"{dim} dimensions rate {rate}",                  # few neurons for each feature
+         f"--variant identity --data strong_weak --proj-dim {dim} --pred-lr {rate}",
+         "E rises and falls", lambda run, rows: run["E_mean"] < run["E_mean_1"])
+        for dim, rate in ((4, 100), (10, 1), (10, 10), (10, 100), (32, 10))
+    ], "E_mean_1 E_mean E_asym verdict m_o effective_rank knn linear",
+        "E_max E_mean E_asym effective_rank knn m_o"),
+    "conjecture": Table(PARTS, "Zhang et al., Fig. 4: o raises m_o, r lowers it", [
+        (f"{loss} from {start}", f"--loss {before}{loss}:1 --schedule constant --final-bn none",
+         says, claim)
+        for start, before in (("init", ""), ("SimSiam", "simsiam:3+"))
+        for loss, says, claim in (("centre", "m_o rises", moves("m_o", 0.1, 1)),
+                                  ("residual", "m_o falls", moves("m_o", -1, -0.1)),
+                                  ("random", "little change", moves("m_o", -0.1, 0.1)))
+    ], "m_o_before m_o m_r_before m_r_highest m_r", ours="--lr 0.4", **STEPS),
+    "triplet": Table(PARTS, "Zhang et al., Table 3: with one negative o_e prevents it", [
+        ("Z_b + o_e + r_e", "--loss triplet", "36.21", not_complete),
+        ("Z_b + o_e", "--loss triplet --without r_e", "47.41, higher", above("Z_b + o_e + r_e")),
+        ("Z_b + r_e", "--loss triplet --without o_e", "collapse, 1", complete),
+    ], GRADIENT, **STEPS),
+    "simsiam-components": Table(PARTS, "Zhang et al., Table 4: in SimSiam o_e or r_e does", [
+        ("P_b + o_e + r_e", "--loss simsiam", "66.62", lambda r, _: r["verdict_P"] != "complete"),
+        ("P_b + o_e", "--without r_e", "48.08, lower", below("P_b + o_e + r_e")),
+        ("P_b + r_e", "--without o_e", "66.15", above("P_b + o_e + r_e", 5)),
+        ("P_b", "--without both", "collapse, 1", lambda r, _: r["verdict_P"] == "complete"),
+        *((f"{arm} (h: SimSiam)", f"--without {part} --predictor-loss simsiam", says,
+           lambda r, _, collapse=says[0] == "c": collapse == (r["verdict_P"] == "complete"))
+          for arm, part, says in (("P_b + o_e", "r_e", "48.08"), ("P_b + r_e", "o_e", "66.15"),
+                                  ("P_b", "both", "collapse, 1"))),
+    ], GRADIENT + " verdict_P", "m_o m_o_P", "steps.csv"),
+    "center": Table(PARTS, "Zhang et al., Fig. 5a: -o_p is in o_e", [
+        ("SimSiam", "--loss simsiam:5 --schedule constant", "eta_p about -0.5",
+         lambda run, rows: -0.7 < run["eta_p"] < -0.3),
+        ("Mirror SimSiam", "--loss mirror:3 --schedule constant", "eta_z about 0.2",
+         lambda run, rows: 0 < run["eta_z"] < 0.4),
+    ], "m_o m_r eta_p eta_z", "eta_p eta_z", "steps.csv"),
+    "recover": Table(PARTS, "Zhang et al., Fig. 5b: de-correlation undoes a collapse", [
+        (f"of z{kind.replace('_', ' ')}",
+         f"--loss simsiam:5+naive:1+decorrelate{kind}:2 --schedule constant", "undone",
+         moves("effective_rank", 1, 999)) for kind in ("", "_standardised", "_normalised")
+    ], "m_o_before m_o m_r_before m_r effective_rank_before effective_rank", "m_r covariance",
+        "steps.csv", "--lr 0.4"),
+    "infonce": Table(PARTS, "Zhang et al., Fig. 5c, 6: InfoNCE's r_e de-correlates", [
+        ("SimSiam", "--loss simsiam", "covariance low", below("without r_e", 0, "covariance")),
+        ("InfoNCE", "--loss infonce", "covariance low", below("without r_e", 0, "covariance")),
+        ("without r_e", "--loss infonce --without r_e", "accuracy drops", below("InfoNCE")),
+        ("InfoNCE batch 8", "--loss infonce --batch-size 8 --epochs 3", "cos_r falls with tau",
+         lambda run, rows: run["cos_r_0.5"] > run["cos_r_1.0"] > run["cos_r_5.0"]),
+    ], GRADIENT + " covariance cos_r_0.1 cos_r_0.5 cos_r_1.0 cos_r_5.0 cos_o_0.1", "covariance m_o",
+        "steps.csv"),
+    "bias": Table(PARTS, "Zhang et al., A.8: where a bias comes to rest", [
+        ("bias", "--loss bias:5 --schedule constant --final-bn none", "b = (1 - m) / m o",
+         lambda run, rows: run["b_cos"] > 0.97 and abs(run["b_theory"] / run["b"] - 1) < 0.05),
+    ], "m_o m_r b b_theory b_cos", "b b_theory", "steps.csv", "--lr 0.4"),
+    "predictor": Table(PRED, "Tian et al., Wang et al.: a set W_p is as good", [
+        ("trained", "--predictor sgd", "84.49", None),
+        ("trained 2 layers", "--predictor sgd --predictor-layers 2", "rank bounces back",
+         lambda run, rows: run["effective_rank"] > 1.3 * run["effective_rank_lowest"]),
+        ("DirectPred", "--predictor directpred", "85.21", above("trained", 3)),
+        ("DirectPred freq 5", "--predictor directpred --freq 5", "84.93", above("trained", 3)),
+        ("DirectCopy", "--predictor directcopy", "84.02", above("trained", 3)),
+        ("least squares", "--predictor optimal", "40.67 (STL-10)", below("trained", 5)),
+        ("DirectPred no EMA", "--predictor directpred --ema 0", "", None),
+    ], DIRECT.replace("align", "effective_rank_lowest align"),
+        "effective_rank align commutator knn"),
+    "alpha": Table(PRED, "Wang et al.: the exponent of DirectSet", [
+        (f"alpha {a}", f"--predictor directset --alpha {a}", number, claim)
+        for a, number, claim in (
+            (2, "82.96, lowest", below("alpha 0.5")), (1, "84.02", above("alpha 2")),
+            (0.5, "84.88", above("alpha 2")), (0.25, "84.78", above("alpha 2")))
+    ], DIRECT),
+    "weight-decay": Table(PRED, "Wang et al.: DirectCopy needs weight decay, not too much", [
+        (f"decay {d}", f"--predictor directcopy --weight-decay {d}", number, claim)
+        for d, number, claim in (
+            ("0", "79.15, lower", below("decay 4e-4")), ("4e-4", "84.02", None),
+            ("1e-3", "83.91", above("decay 4e-4", 2)), ("1e-2", "65.31", below("decay 4e-4", 5)))
+    ], DIRECT),
+    "symmetric": Table(PRED, "Tian et al.: a symmetric W_p needs the EMA", [
+        (f"{kind} {ema} {bias}",
+         f"--predictor {name} {'' if ema == 'EMA' else '--ema 0'} --{bias.replace(' ', '-')}",
+         number, below(f"regular no EMA {bias}", 10) if number[0] == "3" else None)
+        for bias, numbers in (("predictor bias", ("74.52", "74.16", "36.04", "72.13")),
+                              ("no predictor bias", ("75.09", "74.51", "36.62", "72.85")))
+        for (ema, kind, name), number in zip(
+            (("EMA", "symmetric", "symmetric"), ("EMA", "regular", "sgd"),
+             ("no EMA", "symmetric", "symmetric"), ("no EMA", "regular", "sgd")), numbers)
+    ], DIRECT),
+    "directclr": Table(CLR, "Jing et al.: DirectCLR beats no projector", [
+        ("mlp", "--projector mlp", "66.5", above("direct")),
+        ("linear", "--projector linear", "61.1", above("none")),
+        ("direct", "--projector direct", "62.7", above("linear")),
+        ("none", "--projector none", "51.5, lowest", below("linear", 5)),
+    ], OF_R, "r z", "spectrum.csv"),
+    "d0": Table(CLR, "Jing et al.: dimensions that the loss sees", [
+        (f"d0 {d0}", f"--d0 {d0}", says, claim) for d0, says, claim in (
+            (6, "", None), (12, "", None), (17, "62.7, of r[:d0] 47.9", lambda run, rows:
+                                            probe(run, "_first") < probe(run) - 5),
+            (24, "", None), (48, "", None),
+            (96, "51.5, lower", lambda run, rows: probe(run) < probe(rows["d0 17"])))
+    ], OF_R),
+    "temperature": Table(CLR, "Zhang et al., Fig. 8: covariance rises with tau", [
+        (f"tau {tau}", f"--projector mlp --temperature {tau}", "covariance rises",
+         above(f"tau {before}", 0, "covariance") if before else None)
+        for before, tau in zip((0, 0.05, 0.1, 0.2, 0.5, 1), (0.05, 0.1, 0.2, 0.5, 1, 5))
+    ], "knn linear m_o test_rank_r test_rank_z covariance verdict"),
+    "mode": Table(CLR, "Jing et al.: the dimensions must stay the same", [
+        ("prefix", "--direct-mode prefix", "62.7", None),
+        ("random", "--direct-mode random", "43.0", below("prefix", 5)),
+        ("orthogonal", "--direct-mode orthogonal", "62.3", above("prefix", 5)),
+    ], OF_R),
+    "weak": Table("", "Jing et al., Wen & Li: who learns the weak feature?", [
+        (label, f"{row} --data strong_weak", says, claim) for label, row, says, claim in (
+            ("supervised", "supervised.py", "", None),
+            ("untrained", "supervised.py --epochs 0", "", None),
+            ("SimCLR mlp", f"{CLR} --projector mlp", "66.5", above("DirectCLR", 0, WEAK)),
+            ("SimCLR linear", f"{CLR} --projector linear", "61.1", above("SimCLR none", 0, WEAK)),
+            ("DirectCLR", CLR, "62.7", above("SimCLR linear", 0, WEAK)),
+            ("SimCLR none", f"{CLR} --projector none", "51.5, lowest",
+             below("SimCLR linear", 5, WEAK)),
+            ("SimSiam", "simsiam.py", "", None), ("BYOL", "byol.py", "", None),
+            ("DirectPred", PRED, "", None),
+            ("DirectCopy", f"{PRED} --predictor directcopy", "", None),
+            ("trained W_p", f"{PRED} --predictor sgd", "", None),
+            ("naive", f"{MIRROR} --variant naive", "not learnt", below("SimSiam", 10, WEAK)),
+            ("mirror", f"{MIRROR} --variant mirror", "not learnt", below("SimSiam", 10, WEAK)),
+            ("bias", f"{MIRROR} --variant bias", "", None),
+            ("identity head", f"{MIRROR} --variant identity", "both learnt", lambda run, rows:
+             all(above("frozen head", 0, key)(run, rows) for key in ("linear_z", WEAK_Z))),
+            ("symmetric head", f"{MIRROR} --variant identity_symmetric", "", None),
+            ("frozen head", f"{MIRROR} --variant identity_frozen", "strong alone",
+             below("identity head", 0, WEAK_Z)),
+            ("P_b + o_e + r_e", PARTS, "66.62", above("P_b + o_e", 0, WEAK)),
+            ("P_b + o_e", f"{PARTS} --without r_e", "48.08", below("P_b + r_e", 0, WEAK)),
+            ("P_b + r_e", f"{PARTS} --without o_e", "66.15", above("P_b + o_e", 0, WEAK)),
+            ("InfoNCE", f"{PARTS} --loss infonce", "", None),
+            ("InfoNCE less r_e", f"{PARTS} --loss infonce --without r_e", "accuracy drops",
+             below("InfoNCE", 0, WEAK)))
+    ], "verdict linear linear_weak linear_z linear_z_weak linear_first_weak linear_rest_weak "
+       "knn knn_weak effective_rank", "knn knn_weak effective_rank",
+        points="linear linear_weak supervised"),
+    "phases": Table(MIRROR, "Wen & Li: the strong feature first, then the weak one", [
+        (label, f"{flags} --data strong_weak --epochs 24", says, claim)
+        for label, flags, says, claim in (
+            ("identity head", "--variant identity", "both learnt",
+             above("frozen head", 0, WEAK_Z)),
+            ("identity head of 10", "--variant identity --proj-dim 10 --pred-lr 10", "both learnt",
+             above("frozen head", 0, WEAK_Z)),
+            ("frozen head", "--variant identity_frozen", "strong alone",
+             below("identity head", 0, WEAK_Z)))
+    ], "E_mean_1 E_mean linear_z linear_z_weak verdict effective_rank knn knn_weak",
+        "knn knn_weak E_mean effective_rank"),
+    "collapse-guide": Table("knobs.py", "Which single change makes SimSiam, BYOL collapse?", [
+        (f"{name}: {label}", f"--variant {variant} {flags}", "", None)
+        for name, variant, rows in (("SimSiam", "simsiam", KNOBS | KNOBS_SIMSIAM),
+                                    ("BYOL", "byol", KNOBS | KNOBS_BYOL))
+        for label, flags in rows.items()
+    ], "verdict knn linear std m_o effective_rank loss test_rank_r test_auc_r",
+        "effective_rank knn loss",
+        points="effective_rank knn; test_auc_r knn; test_rank_r knn"),
+    "collapse-cures": Table("knobs.py", "SimSiam collapsed: which second change cures it?", [
+        (label, flags, "", None) for label, flags in CURES.items()
+    ], "verdict knn linear std m_o effective_rank loss", points="effective_rank knn"),
+    "byol": Table("byol.py", "Tian et al.: BYOL needs predictor and stop-gradient", [
+        ("byol", "", "no collapse", learns),
+        ("no predictor", "--predictor none", "collapse", collapses),
+        ("neither", "--predictor none --ema 0", "collapse", collapses),
+        ("no stop-gradient", "--no-stopgrad", "collapse", collapses),
+        ("ema 0", "--ema 0", "no collapse", learns),
+        *((f"ema {m}", f"--ema {m}", "", None) for m in (0.5, 0.9, 0.98)),
+        ("ema 1 (frozen)", "--ema 1", "no collapse", not_complete),
+    ]),
+    "cifar10": Table("", "All of CIFAR-10, every method", [
+        (label, f"{file} --data data/cifar10_jpeg --epochs 10 --eval-every 10 {flags}", says, claim)
+        for label, file, flags, says, claim in (
+            ("SimSiam", "simsiam.py", "", "no collapse", learns),
+            ("BYOL", "byol.py", "", "no collapse", learns),
+            ("DirectPred", PRED, "", "85.21", above("trained W_p", 3)),
+            ("DirectCopy", PRED, "--predictor directcopy", "84.02", above("trained W_p", 3)),
+            ("trained W_p", PRED, "--predictor sgd", "84.49", None),
+            ("SimCLR mlp", CLR, "--projector mlp", "66.5", above("DirectCLR")),
+            ("SimCLR linear", CLR, "--projector linear", "61.1", above("SimCLR none")),
+            ("DirectCLR", CLR, "", "62.7", above("SimCLR linear")),
+            ("SimCLR none", CLR, "--projector none", "51.5, lowest", below("SimCLR linear", 5)),
+            ("naive", MIRROR, "--variant naive --final-bn none", "collapse, 1", complete),
+            ("mirror", MIRROR, "--variant mirror --final-bn none", "collapse, 1", complete),
+            ("symmetric", MIRROR, "--variant symmetric --final-bn none", "collapse, 1", complete),
+            ("inverse", MIRROR, "--variant inverse", "no collapse", not_complete),
+            ("bias", MIRROR, "--variant bias --final-bn none", "49.82", not_complete),
+            ("identity head", MIRROR, "--variant identity", "no collapse", learns),
+            ("supervised", "supervised.py", "", "", None),
+            ("untrained", "supervised.py", "--epochs 0", "", None))
+    ], curves="std effective_rank m_o"),
+}
