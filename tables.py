@@ -307,25 +307,4 @@ TABLES = {
         *((f"ema {m}", f"--ema {m}", "", None) for m in (0.5, 0.9, 0.98)),
         ("ema 1 (frozen)", "--ema 1", "no collapse", not_complete),
     ]),
-    "cifar10": Table("", "All of CIFAR-10, every method", [
-        (label, f"{file} --data data/cifar10_jpeg --epochs 10 --eval-every 10 {flags}", says, claim)
-        for label, file, flags, says, claim in (
-            ("SimSiam", "simsiam.py", "", "no collapse", learns),
-            ("BYOL", "byol.py", "", "no collapse", learns),
-            ("DirectPred", PRED, "", "85.21", above("trained W_p", 3)),
-            ("DirectCopy", PRED, "--predictor directcopy", "84.02", above("trained W_p", 3)),
-            ("trained W_p", PRED, "--predictor sgd", "84.49", None),
-            ("SimCLR mlp", CLR, "--projector mlp", "66.5", above("DirectCLR")),
-            ("SimCLR linear", CLR, "--projector linear", "61.1", above("SimCLR none")),
-            ("DirectCLR", CLR, "", "62.7", above("SimCLR linear")),
-            ("SimCLR none", CLR, "--projector none", "51.5, lowest", below("SimCLR linear", 5)),
-            ("naive", MIRROR, "--variant naive --final-bn none", "collapse, 1", complete),
-            ("mirror", MIRROR, "--variant mirror --final-bn none", "collapse, 1", complete),
-            ("symmetric", MIRROR, "--variant symmetric --final-bn none", "collapse, 1", complete),
-            ("inverse", MIRROR, "--variant inverse", "no collapse", not_complete),
-            ("bias", MIRROR, "--variant bias --final-bn none", "49.82", not_complete),
-            ("identity head", MIRROR, "--variant identity", "no collapse", learns),
-            ("supervised", "supervised.py", "", "", None),
-            ("untrained", "supervised.py", "--epochs 0", "", None))
-    ], curves="std effective_rank m_o"),
 }
