@@ -276,7 +276,7 @@ TABLES = {
     ], "verdict linear linear_weak linear_z linear_z_weak linear_first_weak linear_rest_weak "
        "knn knn_weak effective_rank", "knn knn_weak effective_rank",
         points="linear linear_weak supervised"),
-    "phases": Table(MIRROR, "Wen & Li: the strong feature first, then the weak one", [
+    "phases": Table(MIRROR, "Wen & Li: what a trained head learns that a frozen one does not", [
         (label, f"{flags} --data strong_weak --epochs 24", says, claim)
         for label, flags, says, claim in (
             ("identity head", "--variant identity", "both learnt",
