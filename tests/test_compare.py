@@ -70,6 +70,27 @@ def test_the_rows_of_a_table_are_valid_and_no_net_is_trained_twice(name, data, t
     assert len({job.folder for job in jobs}) == len(jobs)
 
 
+def test_the_claims_about_directclr_ask_for_the_weak_label_where_there_is_one():
+    of_r, less = (claim for _, _, _, claim in compare.TABLES["d0"].rows if claim)
+    run = {"linear": 90.0, "linear_first": 80.0}
+    rows = {"d0 17": {"linear": 91.0}}
+    assert of_r(run, rows) and not of_r(run | {"linear_first": 86.0}, rows)
+    assert less(run, rows) and not less({"linear": 92.0}, rows)
+    weak = run | {"linear_weak": 40.0, "linear_first_weak": 38.0}
+    rows = {"d0 17": {"linear": 91.0, "linear_weak": 39.0}}
+    assert not of_r(weak, rows) and of_r(weak | {"linear_first_weak": 26.0}, rows)
+    assert not less(weak, rows) and less(weak | {"linear_weak": 36.0}, rows)
+
+
+def test_both_labels_have_to_be_above_the_frozen_heads():
+    both = next(claim for label, *_, claim in compare.TABLES["phases"].rows
+                if label == "identity head")
+    rows = {"frozen head": {"linear_z": 80.0, "linear_z_weak": 34.0}}
+    assert both({"linear_z": 81.0, "linear_z_weak": 35.0}, rows)
+    assert not both({"linear_z": 81.0, "linear_z_weak": 33.0}, rows)
+    assert not both({"linear_z": 79.0, "linear_z_weak": 35.0}, rows)
+
+
 def test_flags_tuned_for_patches_stay_there(tmp_path):
     table = compare.TABLES["bias"]
     assert "--lr" in compare.rows_of(table, {})[0][1]
