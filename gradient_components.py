@@ -121,7 +121,8 @@ LOSSES = {
     "mirror": lambda v: -(v.Za * v.Pb).sum(1).mean(),      # with P_b = h(sg(z_b)), which learns too
     "bias": lambda v: -(v.Pa * v.Zb.detach()).sum(1).mean(),               # with p_a = Z_a + b
     "centre": lambda v: -(v.Za * v.o_z.detach()).sum(1).mean(),
-    "residual": lambda v: -(v.Za * (v.Za - v.o_z).detach()).sum(1).mean(),
+    "residual": lambda v: -(v.Za * (v.Za - v.o_z).detach()).sum(1).mean(),                # r_a
+    "residual_b": lambda v: -(v.Za * (v.Zb - v.o_z).detach()).sum(1).mean(),              # r_b
     "random": lambda v: -(v.Za * F.normalize(torch.randn_like(v.Za), dim=1)).sum(1).mean(),
     # weighted: after a collapse, when z is no longer small, they are large
     "decorrelate": lambda v: 0.1 * decorrelation_loss(v.za),

@@ -9,7 +9,8 @@ collapse-guide` makes one change at a time, and results/README.md#collapse-guide
 
 On `patches` a run takes 90 s on two CPU cores.  BYOL is SimSiam with a slow target here: its loss,
 2 + 2 D both ways, is 4 times SimSiam's but for a constant, so that byol.py's rate 0.1 is 0.4, and
-its weight decay a quarter.
+its weight decay a quarter.  --target-every 10 is the alternating optimisation of Chen & He (2021,
+arXiv 2011.10566, section 5): so many steps towards one target net, then a copy of the new one.
 """
 import copy
 
@@ -26,7 +27,7 @@ RECIPES = {
         arch="small", epochs=20, batch_size=64, lr=0.4, weight_decay=1e-3, warmup_epochs=2,
         optimizer="sgd", proj_layers=2, proj_dim=256, proj_bn=True, final_bn="noaffine",
         predictor="mlp", pred_hidden=128, pred_bn=True, pred_lr=1.0, pred_schedule="constant",
-        ema=0.0, stopgrad=True, pair="other", min_scale=0.2, jitter_p=0.8),
+        ema=0.0, target_every=1, stopgrad=True, pair="other", min_scale=0.2, jitter_p=0.8),
 }
 RECIPES["other"] = RECIPES["patches"] | dict(epochs=70, weight_decay=5e-4, warmup_epochs=0)
 BYOL = dict(epochs=18, weight_decay=2.5e-4, warmup_epochs=0, pred_hidden=256, pred_lr=10.0,
@@ -74,7 +75,7 @@ class Siamese(nn.Module):
             self.predictor = nn.Sequential(*hidden_layer(dim, args.pred_hidden, args.pred_bn),
                                            nn.Linear(args.pred_hidden, dim))
         self.target = None
-        if args.ema:
+        if args.ema or args.target_every > 1:
             self.target = copy.deepcopy(self.encoder).requires_grad_(False)
 
     def forward(self, x1, x2):
@@ -101,7 +102,7 @@ def parse(argv=None):
     args = common.parse_args(__file__, __doc__, RECIPES, argv, CHOICES, FLAGS, PRESETS)
     args.label = args.variant
     if not args.stopgrad:
-        args.ema = 0.0                                     # an average has no gradient to stop
+        args.ema, args.target_every = 0.0, 1               # a copy has no gradient to stop
     return args
 
 
@@ -138,7 +139,8 @@ def main(argv=None):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            model.update_target(args.ema)
+            if (run.step + 1) % args.target_every == 0:    # 10: so many steps on one target
+                model.update_target(args.ema)
             run.log(loss, z=(z1, z2))
         run.end_epoch()
     run.finish()

@@ -91,6 +91,14 @@ def test_both_labels_have_to_be_above_the_frozen_heads():
     assert not both({"linear_z": 79.0, "linear_z_weak": 35.0}, rows)
 
 
+def test_r_b_has_to_lower_m_o_less_than_r_a():
+    claim = compare.TABLES["conjecture"].rows[2]
+    assert claim[0] == "residual_b from init"
+    rows = {"residual from init": {"m_o": 0.1}}
+    found = [claim[3]({"m_o": m_o, "m_o_before": 0.6}, rows) for m_o in (0.05, 0.2, 0.7)]
+    assert found == [False, True, False]
+
+
 def test_flags_tuned_for_patches_stay_there(tmp_path):
     table = compare.TABLES["bias"]
     assert "--lr" in compare.rows_of(table, {})[0][1]

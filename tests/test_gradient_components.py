@@ -117,7 +117,8 @@ def test_letters_are_the_papers_from_either_view():
 
 def test_the_other_losses_by_hand():
     v = random_letters()
-    expected = {"naive": v.Zb, "centre": v.o_z, "residual": v.Za - v.o_z, "mirror": v.Pb}
+    expected = {"naive": v.Zb, "centre": v.o_z, "residual": v.Za - v.o_z,
+                "residual_b": v.Zb - v.o_z, "mirror": v.Pb}
     for name, t in expected.items():
         assert torch.allclose(minus_gradient(G.LOSSES[name](v), v.Za), t), name
     assert torch.allclose(minus_gradient(G.LOSSES["mirror"](v), v.Pb), v.Za)   # h learns from it

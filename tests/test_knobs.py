@@ -138,6 +138,21 @@ def test_augmentation_and_rates(in_tmp, monkeypatch):
     assert Path("runs/knobs-simsiam-patches-s0-2").is_dir()
 
 
+def test_a_target_that_is_copied_stays_for_so_many_steps(in_tmp, monkeypatch):
+    snapshots = []
+
+    def step(self, *a, real=torch.optim.SGD.step, **k):
+        real(self, *a, **k)
+        snapshots.append([p.detach().clone() for p in self.param_groups[0]["params"]])
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    net = knobs.main([*SMALL, "--target-every", "3"])      # 8 steps: copied after 3 and after 6
+    target = list(net.target.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(target, snapshots[5], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(target, snapshots[7], strict=True))
+    assert net_of("--target-every 1").target is None
+    assert net_of("--target-every 9 --no-stopgrad").target is None
+
+
 def test_a_collapse_is_said_while_it_trains_and_health_is_not(in_tmp, capsys):
     flags = ("--limit 128 --batch-size 16 --epochs 4 --eval-every 9 --warmup-epochs 0 --lr 1.6 "
              "--final-bn none").split()
