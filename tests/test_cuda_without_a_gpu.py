@@ -158,7 +158,7 @@ def first_step(monkeypatch, script, flags, cuda, device):
     return found[0]
 
 
-SMALL = "--limit 128 --batch-size 64 --epochs 1"
+SMALL = "--limit 128 --batch-size 64 --epochs 1 --size 16"
 DIMS = "--proj-dim 32 --pred-hidden 16"
 CASES = [(simsiam, DIMS), (supervised, "")]
 CASES += [(byol, f"{DIMS} --proj-hidden 32 {flags}") for flags in (
@@ -182,8 +182,8 @@ def check(monkeypatch, script, flags):
     loss, grad = first_step(monkeypatch, script, flags, cuda, "cpu")
     loss16, grad16 = first_step(monkeypatch, script, flags, cuda, "cuda")
     assert loss16.dtype == grad16.dtype == torch.float32
-    assert abs(loss16 - loss) <= 0.01 * max(1, abs(loss)), f"loss {loss16}, in float32 {loss}"
-    assert F.cosine_similarity(grad, grad16, dim=0) >= 0.98
+    assert abs(loss16 - loss) <= 0.004 * max(1, abs(loss)), f"loss {loss16}, in float32 {loss}"
+    assert F.cosine_similarity(grad, grad16, dim=0) >= 0.95
     assert not torch.equal(grad, grad16)                   # it did run in bfloat16
 
 

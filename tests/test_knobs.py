@@ -11,7 +11,7 @@ import common
 import knobs
 import simsiam
 
-SMALL = "--limit 128 --batch-size 32 --epochs 2 --eval-every 9".split()
+SMALL = "--size 16 --limit 128 --batch-size 32 --epochs 2 --eval-every 9".split()
 
 
 def test_untouched_it_is_simsiam_to_the_bit(in_tmp):
@@ -105,7 +105,7 @@ def test_the_loss_by_hand(flags, in_tmp, monkeypatch):
     torch.manual_seed(0)
     args = knobs.parse([*SMALL, *flags.split()])
     fresh = knobs.Siamese(args).train()
-    data = common.load_data("patches", limit=128)
+    data = common.load_data("patches", size=16, limit=128)
     order = torch.randperm(128, generator=torch.Generator().manual_seed(1))[:32]
     torch.manual_seed(1009)
     x1, x2 = (common.augment(data.train_x[order], data.mean, data.std) for _ in range(2))

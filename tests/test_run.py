@@ -20,7 +20,7 @@ import linear_eval
 import simsiam
 
 ROOT = Path(__file__).resolve().parent.parent
-SHORT = "--limit 96 --batch-size 32 --epochs 4 --proj-dim 32 --pred-hidden 16".split()
+SHORT = "--size 16 --limit 96 --batch-size 32 --epochs 4 --proj-dim 32 --pred-hidden 16".split()
 COLUMNS = ("epoch seconds images_per_second lr loss std m_o m_r effective_rank covariance knn "
            "test_rank_r test_auc_r")
 FILES = ["args.json", "backbone.pt", "curves.png", "last.pt", "metrics.csv", "result.json"]
@@ -145,7 +145,7 @@ def test_measuring_the_untrained_net_changes_nothing(in_tmp, monkeypatch):
 
 
 def test_row_0_is_of_a_freshly_built_net(uninterrupted):
-    data = common.load_data("patches", limit=96)
+    data = common.load_data("patches", size=16, limit=96)
     torch.manual_seed(0)
     net = simsiam.build(simsiam.parse(SHORT)).to(memory_format=torch.channels_last)
     knn = common.knn_accuracy(*common.labelled_features(net.encoder.backbone, data))
