@@ -20,8 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 # Plain `pytest` runs the whole suite in two processes, half the time on two cores: these files in
 # the second one, whose report follows the first one's.
-SECOND = ("test_compare.py", "test_toys.py", "test_exercises.py", "test_readme.py", "test_run.py",
-          "test_knobs.py")
+SECOND = ("test_compare.py", "test_toys.py", "test_exercises.py", "test_run.py")
 
 
 def pytest_configure(config):
