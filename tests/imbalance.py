@@ -5,7 +5,7 @@
 Ziyin et al. (2023, arXiv 2210.00638) ask which losses stand imbalance; toy_landscape.py has their
 linear model.  Here a share of the images of the first strong class of `strong_weak` is trained on,
 and all of the others.  Then a probe that is fitted on all images, as in few_labels.py, is asked for
-that class: was its pattern learnt?  A quarter of an hour on two CPU cores; what is there is kept."""
+that class: was its pattern learnt?  Fifteen minutes on two CPU cores; what is there is kept."""
 import importlib
 import sys
 from pathlib import Path
