@@ -322,13 +322,20 @@ TABLES = {
             ("SimSiam", "simsiam.py", "no collapse", learns),
             ("BYOL", "byol.py", "no collapse", learns),
             ("DirectPred", PRED, "85.21", above("trained W_p", 3)),
+            ("DirectCopy", f"{PRED} --predictor directcopy", "84.02", above("trained W_p", 3)),
             ("trained W_p", f"{PRED} --predictor sgd", "84.49", None),
             ("SimCLR mlp", f"{CLR} --projector mlp", "66.5", above("DirectCLR")),
             ("SimCLR linear", f"{CLR} --projector linear", "61.1", above("SimCLR none")),
             ("DirectCLR", CLR, "62.7", above("SimCLR linear")),
             ("SimCLR none", f"{CLR} --projector none", "51.5, lowest", below("SimCLR linear", 5)),
             ("naive", f"{MIRROR} --variant naive --final-bn none", "collapse, 1", complete),
-            ("mirror", f"{MIRROR} --variant mirror --final-bn none", "collapse, 1", complete))
+            ("mirror", f"{MIRROR} --variant mirror --final-bn none", "collapse, 1", complete),
+            ("symmetric", f"{MIRROR} --variant symmetric --final-bn none", "collapse, 1",
+             complete),
+            ("inverse", f"{MIRROR} --variant inverse", "no collapse", not_complete),
+            ("bias", f"{MIRROR} --variant bias --final-bn none", "49.82", not_complete),
+            ("identity head", f"{MIRROR} --variant identity", "no collapse", learns),
+            ("supervised", "supervised.py", "", None))
     ], "verdict knn linear linear_z std m_o effective_rank test_rank_r",
         "std effective_rank m_o"),
 }
