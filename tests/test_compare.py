@@ -99,6 +99,13 @@ def test_r_b_has_to_lower_m_o_less_than_r_a():
     assert found == [False, True, False]
 
 
+def test_decay_of_W_p_alone_has_to_bring_five_points():
+    claim = compare.TABLES["symmetric"].rows[4]
+    assert "--weight-decay 0 " in claim[1] and "--pred-weight-decay 5e-3" in claim[1]
+    rows = {"symmetric no EMA": {"linear": 20.0}}
+    assert [claim[3]({"linear": found}, rows) for found in (15, 24, 26)] == [False, False, True]
+
+
 def test_flags_tuned_for_patches_stay_there(tmp_path):
     table = compare.TABLES["bias"]
     assert "--lr" in compare.rows_of(table, {})[0][1]
