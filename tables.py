@@ -215,11 +215,17 @@ TABLES = {
         ("DirectPred no EMA", "--predictor directpred --ema 0", "", None),
     ], DIRECT.replace("align", "effective_rank_lowest align"),
         "effective_rank align commutator knn"),
-    "alpha": Table(PRED, "Wang et al.: the exponent of DirectSet", [
-        (f"alpha {a}", f"--predictor directset --alpha {a}", number, claim)
-        for a, number, claim in (
-            (2, "82.96, lowest", below("alpha 0.5")), (1, "84.02", above("alpha 2")),
-            (0.5, "84.88", above("alpha 2")), (0.25, "84.78", above("alpha 2")))
+    "alpha": Table(PRED, "Tian et al., Wang et al.: DirectSet's exponent and floor", [
+        (label, f"--predictor directset {flags}", number, claim)
+        for label, flags, number, claim in (
+            ("alpha 2", "--alpha 2", "82.96, lowest", below("alpha 0.5")),
+            ("alpha 1", "--alpha 1", "84.02", above("alpha 2")),
+            ("alpha 0.5", "--alpha 0.5", "84.88", above("alpha 2")),
+            ("alpha 0.25", "--alpha 0.25", "84.78", above("alpha 2")),
+            ("eps 0", "--eps 0", "76.77 (STL-10)", above("alpha 0.5", 3)),
+            ("eps 0.01", "--eps 0.01", "77.11 (STL-10)", above("alpha 0.5", 3)),
+            ("eps 0.5", "--eps 0.5", "75.06 (STL-10), lowest", below("alpha 0.5")),
+            ("rho 0", "--rho 0", "", None))                # F of the last batch alone
     ], DIRECT),
     "weight-decay": Table(PRED, "Wang et al.: DirectCopy needs weight decay, not too much", [
         (f"decay {d}", f"--predictor directcopy --weight-decay {d}", number, claim)
@@ -321,12 +327,13 @@ TABLES = {
         *((f"ema {m}", f"--ema {m}", "", None) for m in (0.5, 0.9, 0.98)),
         ("ema 1 (frozen)", "--ema 1", "no collapse", not_complete),
     ]),
-    "cifar10": Table("", "All of CIFAR-10: fourteen methods, one small encoder", [
+    "cifar10": Table("", "All of CIFAR-10: sixteen methods, one small encoder", [
         (label, f"{row} --data data/cifar10_jpeg --epochs 5 --eval-every 5", says, claim)
         for label, row, says, claim in (
             ("SimSiam", "simsiam.py", "no collapse", learns),
             ("BYOL", "byol.py", "no collapse", learns),
             ("DirectPred", PRED, "85.21", above("trained W_p", 3)),
+            ("DirectCopy", f"{PRED} --predictor directcopy", "84.02", above("trained W_p", 3)),
             ("trained W_p", f"{PRED} --predictor sgd", "84.49", None),
             ("SimCLR mlp", f"{CLR} --projector mlp", "66.5", above("DirectCLR")),
             ("SimCLR linear", f"{CLR} --projector linear", "61.1", above("SimCLR none")),
@@ -338,7 +345,8 @@ TABLES = {
              complete),
             ("inverse", f"{MIRROR} --variant inverse", "no collapse", not_complete),
             ("bias", f"{MIRROR} --variant bias --final-bn none", "49.82", not_complete),
-            ("identity head", f"{MIRROR} --variant identity", "no collapse", learns))
+            ("identity head", f"{MIRROR} --variant identity", "no collapse", learns),
+            ("supervised", "supervised.py", "", None))
     ], "verdict knn linear linear_z std m_o effective_rank test_rank_r",
         "std effective_rank m_o"),
 }
