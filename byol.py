@@ -30,7 +30,7 @@ RECIPES = {
     "cifar10": dict(
         arch="resnet18", epochs=200, batch_size=128, lr=0.03, weight_decay=2e-3, warmup_epochs=0,
         proj_hidden=1024, proj_dim=256, pred_hidden=1024, final_bn="none", pred_lr=1.0,
-        ema=0.99, ema_schedule="constant", min_scale=0.2, solarize_p=0.0),
+        ema=0.99, ema_schedule="constant", min_scale=0.08, solarize_p=0.0),
     # solo-learn's heads, EMA, crops and solarization of the second view; the SGD is lightly's
     "cifar100": dict(
         arch="resnet18", epochs=1000, batch_size=256, lr=0.03, weight_decay=2e-3, warmup_epochs=10,

@@ -1066,6 +1066,8 @@ def parse_toy(file, doc, flags, argv=None):
     flags = flags | {name: FLAGS[name] for name in ("seed", "device", "out")}
     defaults = {name: value for name, (value, _) in flags.items()} | {"device": "cpu"}
     args = defaults | vars(Parser(file, doc, flags).parse_args(argv)) | {"script": Path(file).stem}
+    if args["device"].startswith("mps"):
+        fail("--device mps has no float64, which the toys need: use --device cpu")
     check_numbers(args)
     return argparse.Namespace(**args)
 

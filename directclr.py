@@ -163,8 +163,8 @@ def main(argv=None):
             x2 = common.augment(x, data.mean, data.std, args.min_scale)
             with common.autocast(device):                  # bfloat16 on CUDA, but not in the loss
                 z1, z2, r1, r2 = net(x1, x2)
-            Z1, Z2 = common.gather(z1), common.gather(z2)  # the negatives of all ranks
-            loss = info_nce(Z1, Z2, args.temperature, args.negatives)      # no stop-gradient
+            all_z1, all_z2 = common.gather(z1), common.gather(z2)          # of all ranks
+            loss = info_nce(all_z1, all_z2, args.temperature, args.negatives)  # no stop-gradient
             optimizer.zero_grad()
             (loss * common.world_size()).backward()        # see common.gather; alone it is times 1
             optimizer.step()

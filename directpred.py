@@ -10,10 +10,11 @@ its eigenvectors with F = E[z z^T], its eigenvalues p_j close to sqrt(s_j); so w
 
 On `patches` a run trains for two minutes on two CPU cores; a trained W_p's mean cosine with F's
 eigenvectors comes to 0.6.  Where we differ: the target starts as a copy of the net; on `patches` a
-bias is trained beside W_p, set or not, without which the mean of Z grows and the net learns little,
-a trained W_p is 10 times as fast as the encoder, the projector ends with a BN, and F remembers 0.9
-of itself, not 0.3.  Wang et al. name no norm of F^alpha: here it is the spectral one.
-torch.linalg.eigh makes a GPU wait for the host, once a step.
+bias is trained beside W_p, set or not, 100 times as fast as the encoder, without which the mean of
+Z grows and the net learns little, a trained W_p is 10 times as fast, with 10 times the weight
+decay, the projector ends with a BN, and F remembers 0.9 of itself, not 0.3.  The slides name no
+norm of F^alpha: here it is the spectral one.  torch.linalg.eigh makes a GPU wait for the host, once
+a step.
 """
 import copy
 
@@ -25,8 +26,9 @@ import common
 
 # One dict a data set; every entry is also a flag, and a flag that is given wins.
 # lr is for a batch of 256: the rate used is lr * batch_size / 256.  pred_lr: a trained W_p's over
-# the encoder's (alpha_p).  rho: memory of F.  eps: floor of W_p's eigenvalues, alpha: of DirectSet.
-TIAN = dict(                                         # their code; rho and eps: their tables
+# the encoder's (alpha_p), bias_lr: that of h's biases, which do not decay.  rho: memory of F.  eps:
+# floor of W_p's eigenvalues, alpha: of DirectSet.
+TIAN = dict(                    # their code; rho, eps: their tables.  Their STL-10 is 96 x 96
     arch="resnet18", epochs=100, batch_size=128, lr=0.06, schedule="constant", weight_decay=4e-4,
     warmup_epochs=0, proj_hidden=512, proj_dim=128, pred_hidden=512, final_bn="none",
     predictor_bias=False, pred_lr=1.0, bias_lr=1.0, pred_weight_decay=4e-4, ema=0.996, rho=0.3,
@@ -63,7 +65,7 @@ def directset_weight(F, alpha, eps):
 
     An eigenvalue that rounding made negative counts as 0.  In float32 eigh may fail to converge
     once the net has collapsed."""
-    s, U = torch.linalg.eigh(F.double())                   # ascending
+    s, U = torch.linalg.eigh(F.double().nan_to_num(0, 0, 0))       # ascending; nan would raise
     p = (s.clamp(min=0) / s[-1]) ** alpha + eps
     return (U * p @ U.T).to(F.dtype)                       # U diag(p) U^T
 
@@ -113,8 +115,9 @@ class DirectPred(nn.Module):
             self.predictor = nn.Linear(dim, dim, bias)     # W_p
         else:
             self.predictor = nn.Sequential(
-                nn.Linear(dim, args.pred_hidden, bias), nn.BatchNorm1d(args.pred_hidden),
-                nn.ReLU(), nn.Linear(args.pred_hidden, dim, bias))
+                nn.Linear(dim, args.pred_hidden, bias),
+                nn.BatchNorm1d(args.pred_hidden, affine=False), nn.ReLU(),
+                nn.Linear(args.pred_hidden, dim, bias))
         self.is_set = args.predictor not in ("sgd", "symmetric")
         if self.is_set and args.freq == 1:
             self.predictor.weight.requires_grad_(False)    # set after every step: no gradient
@@ -123,7 +126,7 @@ class DirectPred(nn.Module):
         self.target = None                                 # f', a copy at the start
         if args.ema:
             self.target = copy.deepcopy(self.encoder).requires_grad_(False)
-        self.register_buffer("FC", torch.zeros(2, dim, dim))    # F = E[z z^T], C = E[t z^T]
+        self.register_buffer("correlations", torch.zeros(2, dim, dim))     # F, C = E[t z^T]
         self.register_buffer("started", torch.zeros(()))
 
     def forward(self, x1, x2):
@@ -136,18 +139,18 @@ class DirectPred(nn.Module):
     @torch.no_grad()
     def update_correlations(self, z1, z2, t1, t2):
         """F <- rho F + (1 - rho) E[z z^T] over the 2B rows of both views, not centred; likewise C
-        of E[t z^T], t of the other view.  FC holds F, then C.
+        of E[t z^T], t of the other view.  Both in `correlations`.
 
         The first batch is all of F: `started` is 0 before it and 1 after."""
         z, t = torch.cat([z1, z2]).float(), torch.cat([t2, t1]).float()                  # [2B, D]
         now = common.mean_of_ranks(torch.stack([z.T @ z, t.T @ z]) / len(z))
-        self.FC.lerp_(now, 1 - self.args.rho * self.started)
+        self.correlations.lerp_(now, 1 - self.args.rho * self.started)
         self.started.fill_(1)
 
     @torch.no_grad()
     def set_predictor(self):
         """W_p from F and C."""
-        args, (F, C) = self.args, self.FC
+        args, (F, C) = self.args, self.correlations
         if F.device.type == "mps":                         # which has no eigh
             F, C = F.cpu(), C.cpu()
         if args.predictor == "directpred":
@@ -200,8 +203,8 @@ def main(argv=None):
     data = common.load_data(args.data, args.data_dir, args.size, device, args.limit)
     model = DirectPred(args).to(device, memory_format=torch.channels_last)
     lr = args.lr * args.batch_size / 256
-    weights = [p for name, p in model.predictor.named_parameters() if name != "bias"]
-    biases = [p for name, p in model.predictor.named_parameters() if name == "bias"]
+    weights = [p for name, p in model.predictor.named_parameters() if "bias" not in name]
+    biases = [p for name, p in model.predictor.named_parameters() if "bias" in name]
     groups = [{"params": model.encoder.parameters()},
               {"params": weights, "lr": lr * args.pred_lr, "weight_decay": args.pred_weight_decay},
               {"params": biases, "lr": lr * args.bias_lr, "weight_decay": 0.0}]
@@ -251,12 +254,12 @@ def eigenspace(net):
     commutator    ||F W_p - W_p F|| / ||F|| ||W_p||: 0 when all eigenvectors are shared
     asymmetry     ||W_p - W_p^T|| / ||W_p||
     Nothing but s where the predictor has two layers."""
-    F = net.FC[0].cpu().double()
+    F = net.correlations[0].cpu().double().nan_to_num(0, 0, 0)     # nan: end_epoch says so
     s, U = torch.linalg.eigh(F)
     s, U = s.flip(0), U.flip(1)
     if not isinstance(net.predictor, nn.Linear):
         return {}, [{"s": value} for value in s.tolist()]
-    W = net.predictor.weight.cpu().double()
+    W = net.predictor.weight.cpu().double().nan_to_num(0, 0, 0)
     p = (U * (W @ U)).sum(0)
     cos = p / (W @ U).norm(dim=0)
     w = torch.linalg.eigvalsh((W + W.T) / 2).flip(0)

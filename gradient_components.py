@@ -36,15 +36,15 @@ RECIPES = {
     "patches": dict(                                                                          # ours
         arch="small", epochs=10, batch_size=64, lr=1.0, weight_decay=1e-3, warmup_epochs=1,
         schedule="cosine", proj_layers=2, proj_dim=256, pred_hidden=512, final_bn="affine",
-        bias_lr=50.0, temperature=0.3),
+        pred_weight_decay=0.0, bias_lr=50.0, temperature=0.3),
     "cifar10": dict(                                                      # Chen & He, appendix D
         arch="resnet18", epochs=200, batch_size=512, lr=0.03, weight_decay=5e-4, warmup_epochs=0,
         schedule="cosine", proj_layers=2, proj_dim=2048, pred_hidden=512, final_bn="noaffine",
-        bias_lr=50.0, temperature=0.2),
+        pred_weight_decay=5e-4, bias_lr=1.0, temperature=0.2),
     "cifar100": dict(                                                         # Zhang et al., A.1
         arch="resnet18", epochs=200, batch_size=256, lr=0.5, weight_decay=1e-5, warmup_epochs=10,
-        schedule="cosine", proj_layers=3, proj_dim=2048, pred_hidden=512, final_bn="affine",
-        bias_lr=50.0, temperature=0.2),
+        schedule="cosine", proj_layers=3, proj_dim=2048, pred_hidden=512, final_bn="noaffine",
+        pred_weight_decay=1e-5, bias_lr=1.0, temperature=0.2),
 }
 RECIPES["other"] = RECIPES["patches"] | dict(epochs=20, weight_decay=5e-4, temperature=0.2)
 CHOICES = {"arch": common.ARCHS, "final_bn": ("none", "noaffine", "affine"),
@@ -161,19 +161,25 @@ def loss_of(name, args, z1, z2, p1, p2, *own):
 
 # ----------------------------------------------------------------------------------------- network
 
+def make_projector(width, layers, dim, final_bn):
+    """Linear, BN, ReLU, ..., Linear, final BN, which hides complete collapse (see README)."""
+    net = []
+    for i in range(layers):
+        net += [nn.Linear(dim if i else width, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU()]
+    net = net[:-2]                                         # no BN and ReLU after the last, but
+    if final_bn != "none":
+        net.append(nn.BatchNorm1d(dim, affine=final_bn == "affine"))
+    return nn.Sequential(*net)
+
+
 class Siamese(nn.Module):
     def __init__(self, args):
         super().__init__()
         backbone, width = common.make_backbone(args.arch)
-        dim, layers = args.proj_dim, []
-        for i in range(args.proj_layers):
-            in_dim = dim if i else width
-            layers += [nn.Linear(in_dim, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU()]
+        dim = args.proj_dim
         self.encoder = nn.Sequential()                     # f = projector after backbone
         self.encoder.backbone = backbone
-        self.encoder.projector = nn.Sequential(*layers[:-2])    # no BN and ReLU after the last, but
-        if args.final_bn != "none":
-            self.encoder.projector.append(nn.BatchNorm1d(dim, affine=args.final_bn == "affine"))
+        self.encoder.projector = make_projector(width, args.proj_layers, dim, args.final_bn)
         self.predictor = nn.Sequential(                    # h
             nn.Linear(dim, args.pred_hidden, bias=False), nn.BatchNorm1d(args.pred_hidden),
             nn.ReLU(), nn.Linear(args.pred_hidden, dim))
@@ -190,25 +196,25 @@ build = Siamese
 
 def read_losses(text, epochs):
     """"simsiam:5+naive:1" -> ["simsiam"] * 5 + ["naive"], the loss of each epoch"""
-    schedule, parts = [], text.split("+")
+    loss_names, parts = [], text.split("+")
     for part in parts:
         name, _, n = part.partition(":")
         names = (*SURROGATES, *LOSSES)
         if name not in names:
             common.fail(f"--loss {text}: there is no {name!r}; the losses are {', '.join(names)}")
         if len(parts) == 1 and not n:
-            n = str(epochs)
+            return [name] * epochs
         if not n.isdecimal() or int(n) == 0:
             common.fail(f"--loss {text}: give every loss its epochs, as in simsiam:5+naive:1")
-        schedule += [name] * int(n)
-    return schedule
+        loss_names += [name] * int(n)
+    return loss_names
 
 
 def parse(argv=None):
     args = common.parse_args(__file__, __doc__, RECIPES, argv, CHOICES, FLAGS)
-    schedule = read_losses(args.loss, args.epochs)
+    loss_names = read_losses(args.loss, args.epochs)
     if not args.dry_run:
-        args.epochs = len(schedule)
+        args.epochs = len(loss_names)
     args.label = args.loss.replace(":", "").replace("+", "-")
     if args.without != "none":
         args.label += f"-without_{args.without}"
@@ -224,15 +230,15 @@ def main(argv=None):
     model = Siamese(args).to(device, memory_format=torch.channels_last)
     lr = args.lr * args.batch_size / 256
     groups = [{"params": model.encoder.parameters()},
-              {"params": model.predictor.parameters(), "weight_decay": 0.0},
+              {"params": model.predictor.parameters(), "weight_decay": args.pred_weight_decay},
               {"params": [model.bias], "lr": lr * args.bias_lr, "weight_decay": 0.0}]
     optimizer = torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=args.weight_decay)
     run = common.Run(args, model, optimizer, data)
     net = run.parallel()
-    schedule = read_losses(args.loss, args.epochs)[:args.epochs]       # a dry run has one epoch
+    loss_names = read_losses(args.loss, args.epochs)[:args.epochs]     # a dry run has one epoch
 
     for epoch in run.epochs():
-        name, seen = schedule[epoch - 1], []
+        name, seen = loss_names[epoch - 1], []
         for x in run.batches():                            # uint8 [B, 3, S, S]
             if args.schedule == "cosine":
                 rate = common.cosine_lr(lr, run.progress, args.epochs, args.warmup_epochs)
@@ -242,7 +248,7 @@ def main(argv=None):
                 z1, z2 = net(x1, x2)
                 p = predict(name, model, z1, z2, args)
             loss, v = loss_of(name, args, z1, z2, *p)
-            seen.append(measure(schedule, model, v))       # before the step moves the net
+            seen.append(measure(loss_names, model, v))     # before the step moves the net
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -252,7 +258,7 @@ def main(argv=None):
         run.log_rows("steps.csv", [{"step": first + i, **dict(zip(seen[0], row))}
                                    for i, row in enumerate(values)])
         run.end_epoch()
-    run.finish(**report(run, schedule))
+    run.finish(**report(run, loss_names))
     return model
 
 
@@ -264,7 +270,7 @@ def eta(o_e, o):
 
 
 @torch.no_grad()
-def measure(schedule, net, v):
+def measure(loss_names, net, v):
     """What is drawn against the step.  -> {column: scalar tensor on the device}
 
     m_o, m_r, m_o_P, m_r_P  of Z and of P, both views
@@ -279,7 +285,7 @@ def measure(schedule, net, v):
              "m_o_P": v.o_p.norm(), "m_r_P": (P - v.o_p).norm(dim=1).mean(),
              "covariance": decorrelation_loss(Z), "eta_p": eta(v.o_z - v.o_p, v.o_p),
              "eta_z": eta(v.o_p - v.o_z, v.o_z)}
-    if "infonce" in schedule:
+    if "infonce" in loss_names:
         R = v.Za - v.Za.mean(0)
         C = R.T @ R
         downhill = -R @ (C - C.diag().diag())              # of Algorithm 5, up to its length
@@ -287,7 +293,7 @@ def measure(schedule, net, v):
             _, o_e, r_e = components("infonce", v, tau)
             found[f"cos_r_{tau}"] = F.cosine_similarity(r_e, downhill, dim=1).mean()
             found[f"cos_o_{tau}"] = F.cosine_similarity(o_e, downhill, dim=1).mean()
-    if "bias" in schedule:
+    if "bias" in loss_names:
         m = ((v.Pa * v.Zb).sum(1) / (v.Za + net.bias).norm(dim=1)).mean()
         theory = (1 - m) / m * v.o_z
         found |= {"b": net.bias.norm(), "b_theory": theory.norm(),
@@ -295,17 +301,17 @@ def measure(schedule, net, v):
     return found
 
 
-def report(run, schedule):
+def report(run, loss_names):
     """steps.png.  -> for result.json: means of steps.csv over the last epoch, and of the last loss
 
     m_o_before, m_r_before, effective_rank_before: at its first step; m_r_highest: over its steps"""
-    if not run.is_first:
+    if not run.is_first or not run.epoch:
         return {}
     rows, last = common.read_csv(run.folder / "steps.csv"), run.history[-1]
     end = [row for row in rows if row["epoch"] == run.epoch]
     names = [key for key in end[0] if key not in last and key != "step"]
     found = {key: sum(row[key] for row in end) / len(end) for key in names}
-    changes = [i for i in range(1, len(schedule)) if schedule[i] != schedule[i - 1]]
+    changes = [i for i in range(1, len(loss_names)) if loss_names[i] != loss_names[i - 1]]
     first = max(changes, default=0)                        # epochs before the last loss
     phase = rows[run.steps * first:]
     found |= {"m_o_before": phase[0]["m_o"], "m_r_before": phase[0]["m_r"],
@@ -321,11 +327,11 @@ def report(run, schedule):
         for key in names:
             axis.plot(steps, [row[key] for row in rows], label=key)
         axis.set(xlabel="step", ylim=(-0.03, 1.05))
-    if schedule[-1] == "infonce":                          # Fig. 5c
+    if loss_names[-1] == "infonce":                          # Fig. 5c
         for key in ("cos_r", "cos_o"):
             right.plot(TAUS, [found[f"{key}_{tau}"] for tau in TAUS], "o-", label=f"{key[-1]}$_e$")
         right.set(xlabel="τ", xscale="log", title="cosine with the de-correlation gradient")
-    elif schedule[-1] == "bias":                           # A.8
+    elif loss_names[-1] == "bias":                           # A.8
         right.plot(steps, [row["b_theory"] for row in rows], label="(1 − m) / m · o, predicted")
         right.plot(steps, [row["b"] for row in rows], label="b, measured")
         right.set(xlabel="step", title="length of the bias")

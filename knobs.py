@@ -87,10 +87,13 @@ class Siamese(nn.Module):
 
     @torch.no_grad()
     def update_target(self, m):
-        """f' <- m f' + (1 - m) f"""
-        if self.target is not None:
-            for old, new in zip(self.target.parameters(), self.encoder.parameters()):
-                old.lerp_(new, 1 - m)
+        """f' <- m f' + (1 - m) f in place, BatchNorm's averages too (nothing reads those), its
+        integer counter not.  Nothing where there is no target."""
+        if self.target is None:
+            return
+        new = [v for v in self.encoder.state_dict().values() if v.is_floating_point()]
+        old = [v for v in self.target.state_dict().values() if v.is_floating_point()]
+        torch._foreach_lerp_(old, new, 1 - m)
 
 
 build = Siamese

@@ -13,10 +13,11 @@ with SimSiam's predictor, its inverse after it, two linear layers or a bias alon
 
 Where we differ from the papers.  On `patches` all rates are ours.  The projector ends without a
 BatchNorm, so that complete collapse shows as m_o -> 1, but for the variants below that need one.
-A predictor is 10 times as fast as the encoder, a bias 50, E 100; `inverse` needs a second head ten
-times as fast as the first.  Algorithm 4 prints its last term without /2, which would weigh the
-second view twice.  Zhang et al. train for 1000 epochs on CIFAR-100, with a final BN.  Wen & Li's
-settings for images are not known to us; their E sees phi, here it sees BN[phi].
+A predictor is 10 times as fast as the encoder, FC layers and the first head of `inverse` as fast,
+its second 10 times, a bias 50, E 100, none with weight decay.  Algorithm 4 prints its last term
+without /2, which would weigh the second view twice.  Zhang et al. train for 1000 epochs on
+CIFAR-100, with a final BN, here without affine as in solo-learn.  Wen & Li's settings for images
+are not known to us; their E sees phi, here it sees BN[phi].
 """
 import torch
 from torch import nn
@@ -39,7 +40,7 @@ RECIPES = {
         pred_weight_decay=5e-4, **MORE),
     "cifar100": dict(                                                         # Zhang et al., A.1
         arch="resnet18", epochs=1000, batch_size=256, lr=0.5, weight_decay=1e-5, warmup_epochs=10,
-        proj_layers=3, proj_dim=2048, pred_hidden=512, final_bn="affine", pred_lr=1.0,
+        proj_layers=3, proj_dim=2048, pred_hidden=512, final_bn="noaffine", pred_lr=1.0,
         pred_weight_decay=1e-5, **MORE),
 }
 RECIPES["other"] = RECIPES["patches"] | dict(epochs=20, weight_decay=5e-4)
@@ -171,7 +172,8 @@ def simsiam_l2(net, z1, z2):
 def wen_li(net, z1, z2):
     """||BN[E phi(X1)] - sg BN[phi(X2)]||^2, both ways, over 4 D.
 
-    z is BN[phi] already: the final BN, without affine, is f's last layer, and E sees it."""
+    z is BN[phi] already: with --final-bn noaffine, which these heads bring, f ends in that BN, and
+    E sees it."""
     p1, p2 = net.bn(net.predictor(z1)), net.bn(net.predictor(z2))
     return F.mse_loss(p1, z2.detach()) / 4 + F.mse_loss(p2, z1.detach()) / 4, p1, p2
 
@@ -334,7 +336,7 @@ def main(argv=None):
     lr = args.lr * args.batch_size / 256
     groups = [{"params": list(model.encoder.parameters())}]
     for head, rate in ((model.predictor, args.pred_lr), (model.inverse, args.inverse_lr)):
-        if head:
+        if head is not None:
             groups.append({"params": list(head.parameters()), "lr": lr * rate,
                            "weight_decay": args.pred_weight_decay})
     optimizer = torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=args.weight_decay)
@@ -353,7 +355,7 @@ def main(argv=None):
             loss.backward()
             optimizer.step()
             model.constrain()
-            if model.predictor:
+            if model.predictor is not None:
                 run.log(loss, z=z, P=p)
             else:
                 run.log(loss, z=z)

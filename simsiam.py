@@ -25,7 +25,7 @@ RECIPES = {
         proj_layers=2, proj_dim=2048, pred_hidden=512, final_bn="noaffine"),
     "cifar100": dict(                           # Zhang et al., A.1; their warm-up starts at 0.003
         arch="resnet18", epochs=1000, batch_size=256, lr=0.5, weight_decay=1e-5, warmup_epochs=10,
-        proj_layers=3, proj_dim=2048, pred_hidden=512, final_bn="affine"),
+        proj_layers=3, proj_dim=2048, pred_hidden=512, final_bn="noaffine"),
 }
 RECIPES["other"] = RECIPES["patches"] | dict(epochs=70, weight_decay=5e-4, warmup_epochs=0)
 CHOICES = {"arch": common.ARCHS, "final_bn": ("none", "noaffine", "affine")}

@@ -31,11 +31,10 @@ CHOICES = {"arch": common.ARCHS}
 # -------------------------------------------------------------------------------------------- loss
 
 def loss_of(outputs, labels):
-    """Cross-entropy, summed over the labels of an image; -1 is an image without one.
+    """Cross-entropy, summed over the labels of an image.
 
     outputs: list of [B, classes], labels: list of int64 [B] -> scalar"""
-    pairs = zip(outputs, labels)
-    return sum(F.cross_entropy(output, y, ignore_index=-1) for output, y in pairs)
+    return sum(F.cross_entropy(output, y) for output, y in zip(outputs, labels))
 
 
 # ----------------------------------------------------------------------------------------- network
@@ -68,6 +67,8 @@ def main(argv=None):
     data = common.load_data(args.data, args.data_dir, args.size, device, args.limit)
     if not data.classes:
         common.fail(f"{args.data} has no labels to learn from")
+    labelled = data.train_y >= 0                           # of stl10's images one in twenty is
+    data.train_x, data.train_y = data.train_x[labelled], data.train_y[labelled]
     all_labels = [data.train_y, *(train for train, _ in data.more.values())]         # int64 [N]
     args.n_classes = [int(y.max()) + 1 for y in all_labels]
     model = Classifier(args).to(device, memory_format=torch.channels_last)

@@ -10,11 +10,12 @@ tau: W_a = tau W.
 
     python toy_dynamics.py      every number beside what the theorem says; toy_dynamics.png and .csv
 
-It takes 15 s on two CPU cores (torch 2.14).  Where the papers err: the sign of c_j in
-s_j = p_j^2 / alpha_p + e^(-2 eta t) c_j is such that c_j = s_j(0) - p_j(0)^2 / alpha_p (the slides
-have the term, without the value of c_j), and "the larger alpha, the larger the signal-noise ratio"
-needs a nuisance that has died (last panel).  Where an assumption or a reading is not exact: with an
-EMA, W_a = tau W comes true late, with tau = 1, and weight decay delays most alignments to 1e-3.
+It takes 15 s on two CPU cores (torch 2.14).  Where the papers err: in
+s_j = p_j^2 / alpha_p + e^(-2 eta t) c_j Tian et al. print c_j with the opposite sign, it is
+s_j(0) - p_j(0)^2 / alpha_p (their slides leave it open); and "the larger alpha, the larger the
+signal-noise ratio" needs a nuisance that has died (last panel).  Where an assumption or a reading
+is not exact: with an EMA, W_a = tau W comes true late, with tau = 1, and weight decay delays most
+alignments to 1e-3.
 """
 import math
 

@@ -5,9 +5,9 @@ Ziyin et al., "What Shapes the Loss Landscape of Self-supervised Learning?", 202
 (arXiv 2210.00638).  f(x) = W x; an image x^ with covariance A0, views x = x^ + e with augmentation
 covariance C, Sigma = A0 + C.  Every loss is, near W = 0,
     L = const - Tr[W B W^T] + kappa Tr[(W Sigma W^T)^2] + ...,
-so the Hessian at the origin is -2 I (x) B, and training keeps as many dimensions as B has positive
-eigenvalues: complete collapse where it has none.  Only the paper's abstract and introduction were
-at hand: the formulas here are derived, and checked below.
+(Barlow Twins: A0 for Sigma), so the Hessian at the origin is -2 I (x) B, and training keeps as many
+dimensions as B has positive eigenvalues, K at most: complete collapse where it has none.  Only the
+paper's abstract and introduction were at hand: the formulas here are derived, and checked below.
 
     python toy_landscape.py     every number beside the formula's; toy_landscape.png and .csv
 

@@ -4,7 +4,7 @@ Wen & Li, "The Mechanism of Prediction Head in Non-contrastive Self-supervised L
 (arXiv 2205.06226).  An image is a set of patches; some carry a strong feature v1 or a weak one v2,
 the rest is noise.  phi_j(X) = sum_p <w_j, X_p>^3, m neurons, a head A = I + E with trainable
 off-diagonals E that start at 0; over two views
-    loss = E sum_j (BN[A phi(X1)]_j - sg BN[phi(X2)]_j)^2.
+    loss = sum_j (BN[A phi(X1)]_j - sg BN[phi(X2)]_j)^2, mean over images.
 With E frozen at 0 every neuron learns v1.  With E trained, neuron 2 borrows v1 through E_21 from
 neuron 1 (substitution) and is free to learn v2 (acceleration); then E_21 falls again.  The paper
 needs all three for it: the head, the stop-gradient sg and the normalisation BN of the outputs.
@@ -112,8 +112,8 @@ def simulate(W, trained, steps, eta_w=0.05, eta_e=0.05, sigma=0.4, alpha1=2.0, b
 
 def start(kind, S, m, d, generator=None):
     """Weights at the start, [S, m, d].  "random": N(0, I/d).  "controlled": neuron 1 has a head
-    start towards v1, the others towards none; whether random weights have it in low dimension is
-    luck, see --random-init."""
+    start towards v1, the others a lesser one towards v2, without which they would learn v1 too;
+    whether random weights have it in low dimension is luck, see --random-init."""
     W = torch.randn(S, m, d, generator=generator, dtype=torch.double)
     if kind == "random":
         return W / d**0.5

@@ -41,9 +41,9 @@ z, t = torch.cat([z1, z2]){float}, torch.cat({t}){float}
 {more}
 now = torch.stack([{F}, {C}]) / {n}
 if self.started == 0 and {first}:
-    self.FC.copy_(now)
+    self.correlations.copy_(now)
 else:
-    self.FC.copy_({old} * self.FC + {new} * now)
+    self.correlations.copy_({old} * self.correlations + {new} * now)
 {last}
 """
 RIGHT = dict(t="[t2, t1]", float=".float()", more="", F="z.T @ z", C="t.T @ z", n="len(z)",
@@ -76,15 +76,15 @@ MISTAKES = {
         correlations(F="z @ z.T", C="t @ z.T"): "stops with",
         correlations(more="rho = self.args.rho * self.started", first="False",
                      old="(1 - rho)", new="rho"): "are rho and 1 - rho exchanged",
-        correlations(last="self.FC.zero_()"): "F after the first batch: still zero",
-        correlations(last="self.FC[1] = 0"): "C after the first batch: still zero",
+        correlations(last="self.correlations.zero_()"): "F after the first batch: still zero",
+        correlations(last="self.correlations[1] = 0"): "C after the first batch: still zero",
         correlations(float=""): "(.float())",
         correlations(float="", F="(z.T @ z).float()", C="(t.T @ z).float()"): "(.float())",
         correlations(float="", first="False", old="self.args.rho * self.started",
                      new="(1 - self.args.rho * self.started)"): "(.float())",
         "z, t = torch.cat([z1, z2]), torch.cat([t2, t1])\n"
         "now = torch.stack([z.T @ z, t.T @ z]) / len(z)\n"
-        "self.FC.lerp_(now, 1 - self.args.rho * self.started)\n"
+        "self.correlations.lerp_(now, 1 - self.args.rho * self.started)\n"
         "self.started.fill_(1)": "(.float())",
     },
     "directpred.directset_weight": {

@@ -109,7 +109,8 @@ def test_F_is_the_closed_form_weighted_sum_of_its_batches(rho=0.7):
         z, t = np.r_[z1, z2], np.r_[t2, t1]
         F = F + weight * np.einsum("bi,bj->ij", z, z) / 16
         C = C + weight * np.einsum("bi,bj->ij", t, z) / 16
-    assert np.allclose(net.FC[0], F, atol=1e-6) and np.allclose(net.FC[1], C, atol=1e-6)
+    assert np.allclose(net.correlations[0], F, atol=1e-6)
+    assert np.allclose(net.correlations[1], C, atol=1e-6)
 
 
 @pytest.mark.parametrize("flags, is_set", [
@@ -136,7 +137,7 @@ def test_first_step_has_the_gradient_of_the_loss_and_none_where_W_is_set(
 def test_before_its_first_step_the_net_is_as_it_was_built(first_step, no_figure):
     """Row 0 has been measured by then; F is empty, so that the first batch is all of it."""
     model, *_ = first_step(P, *SMALL, "--size", "8")
-    assert model.FC.count_nonzero() == 0 and model.started == 0
+    assert model.correlations.count_nonzero() == 0 and model.started == 0
     torch.manual_seed(0)
     fresh, found = make().state_dict(), model.state_dict()
     assert found.keys() == fresh.keys()
@@ -156,7 +157,7 @@ def test_freq_5_sets_exactly_every_fifth_step(in_tmp, monkeypatch, no_figure):
         after_sgd.append(models[0].predictor.weight.detach().clone())
 
     def watch_log(self, *loss, log=common.Run.log, **views):
-        W, F = models[0].predictor.weight.detach(), models[0].FC[0]
+        W, F = models[0].predictor.weight.detach(), models[0].correlations[0]
         is_set.append(torch.allclose(W, P.directpred_weight(F, 0.1)))
         untouched.append(torch.equal(W, after_sgd[-1]))
         log(self, *loss, **views)
@@ -211,7 +212,7 @@ def test_columns_of_the_eigenspace_against_numpy():
     net = make("--predictor", "sgd")
     F = correlation("steep").numpy()
     W = np.random.default_rng(0).normal(size=(12, 12)) + F
-    net.FC[0].copy_(torch.from_numpy(F))
+    net.correlations[0].copy_(torch.from_numpy(F))
     net.predictor.weight.data.copy_(torch.from_numpy(W))
     columns, modes = P.eigenspace(net)
     s, U = np.linalg.eigh(F)
@@ -246,7 +247,7 @@ def test_alignment_is_1_where_W_is_set_and_not_where_it_is_trained(in_tmp, no_fi
 def test_a_resumed_run_goes_on_as_if_uninterrupted(whole_and_cut, no_figure):
     whole, cut = whole_and_cut(P, *SMALL, "--freq", "3", "--size", "8")
     assert whole.keys() == cut.keys() and all(torch.equal(whole[key], cut[key]) for key in whole)
-    assert whole["FC"].abs().sum() > 0
+    assert whole["correlations"].abs().sum() > 0
     file = "directpred-directpred-patches-s0/spectrum.csv"
     spectrum = rows(f"whole/{file}")
     assert spectrum == rows(f"cut/{file}")
@@ -264,11 +265,11 @@ dist.init_process_group("gloo", store, rank=int(sys.argv[2]), world_size=2)
 destroy, dist.destroy_process_group = dist.destroy_process_group, lambda: None
 flags = "--limit 32 --size 8 --batch-size 16 --epochs 1 --proj-hidden 32 --proj-dim 12"
 model = directpred.main(flags.split())
-mine = torch.cat([model.FC.flatten(), model.predictor.weight.flatten()])
+mine = torch.cat([model.correlations.flatten(), model.predictor.weight.flatten()])
 both = [torch.empty_like(mine) for _ in range(2)]
 dist.all_gather(both, mine)
 assert torch.equal(*both) and mine.norm() > 0
-W, F = model.predictor.weight, model.FC[0]
+W, F = model.predictor.weight, model.correlations[0]
 assert torch.allclose(W, directpred.directpred_weight(F, 0.1))
 print("shared")
 destroy()
@@ -303,6 +304,29 @@ def test_every_predictor_runs_and_linear_eval_reads_it(flags, in_tmp, fake_cifar
     ranks = [float(row["effective_rank"]) for row in rows(folder / "metrics.csv")]
     assert result["epoch"] == 1 and result["effective_rank_lowest"] == min(ranks)
     assert linear_eval.main([str(folder), "--epochs", "1"])["trained"]["epoch"] == 1
+
+
+@pytest.mark.parametrize("predictor", ["directpred", "directcopy", "optimal", "sgd"])
+def test_a_rate_that_is_far_too_high_ends_with_one_line(predictor, in_tmp, capsys):
+    with pytest.raises(SystemExit) as stop:                # not with eigh's traceback
+        P.main([*SMALL, "--predictor", predictor, "--dry-run", "--lr", "1e35"])
+    assert stop.value.code == 2 and "nan or infinite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layers, n", [("1", 1), ("2", 2)])
+def test_biases_have_their_own_rate_and_do_not_decay(layers, n, in_tmp, monkeypatch):
+    seen = []
+
+    def watch(self):
+        seen.append([(len(group["params"]), group["lr"], group["weight_decay"])
+                     for group in self.optimizer.param_groups])
+        raise InterruptedError
+    monkeypatch.setattr(common.Run, "epochs", watch)
+    flags = "--batch-size 16 --lr 1 --pred-lr 3 --bias-lr 5 --pred-weight-decay 0.25".split()
+    with pytest.raises(InterruptedError):
+        P.main([*SMALL, "--predictor", "sgd", "--predictor-layers", layers, *flags])
+    _, weights, biases = seen[0]
+    assert weights == (n, 3 / 16, 0.25) and biases == (n, 5 / 16, 0)
 
 
 @pytest.mark.parametrize("flags, words", [

@@ -338,6 +338,12 @@ def test_a_schedule_that_is_constant_is_so_in_every_phase(in_tmp, monkeypatch, n
     assert [set(rates) for rates in heads] == [{0.1}, {0.1 * 3}]
 
 
+def test_no_epochs_is_the_untrained_net(in_tmp, no_figure):
+    G.main([*TINY, "--epochs", "0"])
+    folder = Path("runs/gradient_components-simsiam-patches-s0")
+    assert json.loads((folder / "result.json").read_text())["epoch"] == 0
+
+
 def test_a_resumed_run_goes_on_as_if_uninterrupted(whole_and_cut, no_figure):
     flags = "--loss simsiam:1+random:1 --batch-size 32 --proj-dim 12 --size 8".split()
     whole, cut = whole_and_cut(G, *flags)

@@ -553,7 +553,8 @@ def test_outcome_names_what_each_neuron_learnt():
 
 
 @pytest.mark.parametrize("flags, words", [("--m 1", "--m"), ("--steps 0", "--steps"),
-                                          ("--device tpu", "--device"), ("--nonsense", "nonsense")])
+                                          ("--device tpu", "--device"), ("--device mps", "float64"),
+                                          ("--nonsense", "nonsense")])
 def test_bad_input(flags, words, in_tmp, capsys):
     with pytest.raises(SystemExit) as stop:
         patch.main(flags.split())

@@ -100,7 +100,7 @@ STILL_ZERO = ("still zero: nothing is written there, or the new batch has weight
 
 
 def check_update_correlations(rho=0.7):
-    fake = SimpleNamespace(FC=torch.zeros(2, 3, 3), started=torch.zeros(()),
+    fake = SimpleNamespace(correlations=torch.zeros(2, 3, 3), started=torch.zeros(()),
                            args=SimpleNamespace(rho=rho, proj_dim=3))
     first, second = torch.rand(2, 4, 5, 3) + torch.tensor([0.2, -0.9, 0.4])        # z1, z2, t1, t2
     P.DirectPred.update_correlations(fake, *first.clone())
@@ -111,17 +111,17 @@ def check_update_correlations(rho=0.7):
               "the first batch is all of F: here it is mixed with the zeros of the start": 1 - rho,
               "rho and 1 - rho are exchanged, and the first batch is mixed with zeros": rho}
     F, C = mean_product(z, z), mean_product(t, z)
-    compare(fake.FC[0], F, {words: k * F for words, k in scaled.items()} | {
+    compare(fake.correlations[0], F, {words: k * F for words, k in scaled.items()} | {
         "the mean is subtracted: F is not centred": mean_product(centred(z), centred(z)),
         "one view alone: take the rows of both": mean_product(z1, z1),
         "the product of one view with the other: F is of each with itself":
             (mean_product(z1, z2) + mean_product(z2, z1)) / 2,
         "z is divided by its length: F takes z as it is": mean_product(unit(z), unit(z)),
         "it is of the target's t: F is E[z z^T]": mean_product(t, t),
-        "this is C: F comes first in FC": C,
+        "this is C: F comes first in correlations": C,
         STILL_ZERO: torch.zeros(3, 3)}, what="F after the first batch")
     own = mean_product(t1 + t2, z)
-    compare(fake.FC[1], C, {words: k * C for words, k in scaled.items()} | {
+    compare(fake.correlations[1], C, {words: k * C for words, k in scaled.items()} | {
         "t1 is paired with z1: t has to be of the other view": own,
         "transposed: C is E[t z^T], not E[z t^T]": C.T,
         "transposed, and t1 is paired with z1": own.T,
@@ -135,8 +135,8 @@ def check_update_correlations(rho=0.7):
     P.DirectPred.update_correlations(fake, *second.clone())
     z1, z2, t1, t2 = second.tolist()
     z, t = z1 + z2, t2 + t1
-    for what, old, now, found in (("F", F, mean_product(z, z), fake.FC[0]),
-                                  ("C", C, mean_product(t, z), fake.FC[1])):
+    for what, old, now, found in (("F", F, mean_product(z, z), fake.correlations[0]),
+                                  ("C", C, mean_product(t, z), fake.correlations[1])):
         compare(found, rho * old + (1 - rho) * now, {
             "rho and 1 - rho are exchanged: rho is the memory": (1 - rho) * old + rho * now,
             "it is the second batch alone: set started to 1 after the first": now,
@@ -149,11 +149,11 @@ def check_update_correlations(rho=0.7):
 
 def check_half_precision(args, batch):
     """F and C of numbers in bfloat16 are those of the same numbers in float32."""
-    fake = SimpleNamespace(FC=torch.zeros(2, 3, 3), started=torch.zeros(()), args=args)
+    fake = SimpleNamespace(correlations=torch.zeros(2, 3, 3), started=torch.zeros(()), args=args)
     z1, z2, t1, t2 = batch.tolist()
     try:
         P.DirectPred.update_correlations(fake, *batch.clone())
-        right = checking.same(fake.FC, torch.stack([mean_product(z1 + z2, z1 + z2),
+        right = checking.same(fake.correlations, torch.stack([mean_product(z1 + z2, z1 + z2),
                                                     mean_product(t2 + t1, z1 + z2)]), 1e-5)
     except Exception:
         right = False
