@@ -245,7 +245,7 @@ TABLES = {
             ("symmetric no EMA decay of W_p alone", "symmetric --weight-decay 0 --ema 0", "71.1",
              above("symmetric no EMA", -5)))               # by more than 5 points
     ], DIRECT),
-    "directclr": Table(CLR, "Jing et al.: DirectCLR beats no projector", [
+    "directclr": Table(CLR, "Jing et al.: which projector is best for r?", [
         ("mlp", "--projector mlp", "66.5", above("direct")),
         ("linear", "--projector linear", "61.1", above("none")),
         ("direct", "--projector direct", "62.7", above("linear")),
