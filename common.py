@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torchvision
+from PIL import Image, ImageOps                            # torchvision's own image library
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
@@ -185,9 +186,9 @@ class Data:
     train_y: torch.Tensor      # int64 [N], -1 where an image has no label
     test_x: torch.Tensor
     test_y: torch.Tensor
-    classes: list              # names; none where no image has a label
     mean: torch.Tensor         # [3], of the training images in 0..1; std likewise
     std: torch.Tensor
+    classes: list              # names; none where no image has a label
     more: dict                 # further labels of the same images: {name: (train, test)}
 
 
@@ -203,7 +204,7 @@ def load_data(name, data_dir="data", size=32, device="cpu", limit=None):
         parts = train_x, train[:, 0], test_x, test[:, 0], list("0123456789")[:train[:, 0].max() + 1]
         if name == "strong_weak":
             more = {"weak": (train[:, 1], test[:, 1])}     # the first label is the strong one
-    elif name in ("cifar10", "cifar100", "stl10", "fashionmnist"):
+    elif name in TORCHVISION:
         if rank() > 0:
             dist.barrier()                                # rank 0 downloads before the others read
         parts = from_torchvision(name, data_dir, size)
@@ -214,15 +215,13 @@ def load_data(name, data_dir="data", size=32, device="cpu", limit=None):
     else:
         parts = from_folder(Path(name), size, limit)
     train_x, train_y, test_x, test_y, classes = parts
-    if limit:
-        keep = balanced_subset(train_y, limit)
-        train_x, train_y = train_x[keep], train_y[keep]
-        more = {label: (y[keep], y2) for label, (y, y2) in more.items()}
+    keep = balanced_subset(train_y, limit) if limit else slice(None)
+    train_x, train_y = train_x[keep], train_y[keep]
     some = train_x[::max(1, len(train_x) // 4000)].float().div(255)
     mean, std = some.mean((0, 2, 3)), some.std((0, 2, 3)).clamp(min=1e-3)
-    return Data(train_x.to(device), train_y.to(device), test_x.to(device), test_y.to(device),
-                classes, mean.to(device), std.to(device),
-                {label: (y.to(device), y2.to(device)) for label, (y, y2) in more.items()})
+    tensors = [x.to(device) for x in (train_x, train_y, test_x, test_y, mean, std)]
+    more = {label: (y[keep].to(device), y2.to(device)) for label, (y, y2) in more.items()}
+    return Data(*tensors, classes, more)
 
 
 def balanced_subset(labels, limit):
@@ -265,10 +264,10 @@ def make_patches(features, n, size, seed, side=7):
     if size < side:
         fail(f"--size must be at least {side} for patches, not {size}")
     patterns, g = make_patterns(features, side), torch.Generator().manual_seed(seed)
-    room, labels, scattered = size - side + 1, [], []                       # room: places in a row
+    room, labels, scattered, period = size - side + 1, [], [], 1            # room: places in a row
     for classes, copies, low, high in features:
-        before = math.prod(len(pattern) for pattern in patterns[:len(labels)])
-        labels.append(torch.arange(n) // before % classes)
+        labels.append(torch.arange(n) // period % classes)                  # as digits count up
+        period *= classes
         where = torch.rand(n, room * room, generator=g).topk(min(copies, room * room), 1).indices
         mirrored = torch.rand(where.shape, generator=g).round().long()      # [n, copies]
         amplitude = torch.empty(where.shape).uniform_(low, high, generator=g)
@@ -286,11 +285,12 @@ def make_patches(features, n, size, seed, side=7):
     return x.clamp_(0, 1).mul_(255).round_().to(torch.uint8), torch.stack(labels, 1)
 
 
+TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "stl10": "STL10",
+               "fashionmnist": "FashionMNIST"}
+
+
 def from_torchvision(name, data_dir, size):
-    sets = torchvision.datasets
-    make = {"cifar10": sets.CIFAR10, "cifar100": sets.CIFAR100, "stl10": sets.STL10,
-            "fashionmnist": sets.FashionMNIST}[name]
-    out = []
+    make, out = getattr(torchvision.datasets, TORCHVISION[name]), []
     for part in ("train", "test"):
         which = {"train": part == "train"}
         if name == "stl10":
@@ -327,58 +327,57 @@ def from_folder(root, size, limit):
     train/<class>/* and test/ or val/ with the same classes; without those a tenth of each class is
     held out; without train/, every image at any depth is taken, without labels, a tenth held out.
     -> the five parts of Data; labels are -1 and classes [] where there are none"""
-    def images_in(folder, y):
-        return [(file, y) for file in sorted(folder.rglob("*")) if file.is_file()
-                and file.suffix.lower() in torchvision.datasets.folder.IMG_EXTENSIONS]
+    def images_in(folder):
+        places = {folder / c: y for y, c in enumerate(classes)} or {folder: -1}
+        return [(file, y) for place, y in places.items() for file in sorted(place.rglob("*"))
+                if file.is_file() and torchvision.datasets.folder.is_image_file(file.name)]
 
     if not root.is_dir():
         fail(f"--data {root}: no such data set or folder; use one of {FLAGS['data'][1]}")
     train, test = root / "train", root / "test" if (root / "test").is_dir() else root / "val"
     classes = []
-    if not train.is_dir():
-        parts = [images_in(root, -1)]
-    else:
+    if train.is_dir():
         classes = sorted(d.name for d in train.iterdir() if d.is_dir())
-        parts = [[pair for y, c in enumerate(classes) for pair in images_in(train / c, y)]]
         if len(classes) < 2:
             fail(f"--data {root}: train/ has {len(classes)} class folders; kNN needs two or more, "
                  f"train/<class>/*; for images without labels name {train} itself")
+    files = images_in(train if classes else root)
     if classes and test.is_dir():
-        parts.append([pair for y, c in enumerate(classes) for pair in images_in(test / c, y)])
         if more := {d.name for d in test.iterdir() if d.is_dir()} - {*classes}:
             fail(f"--data {root}: {test.name}/ has the class {min(more)}, which train/ lacks")
+        held_out = images_in(test)
     else:
-        parts = [[pair for i, pair in enumerate(parts[0]) if i % 10], parts[0][::10]]
+        files, held_out = [pair for i, pair in enumerate(files) if i % 10], files[::10]
         if rank() == 0:
             print(f"{root}: every tenth image is held out for testing"
                   f"{'' if classes else '; no labels, so neither kNN nor linear probe'}")
+    if limit:                                                     # no need to decode the others
+        chosen = balanced_subset(torch.tensor([y for _, y in files]), limit)
+        files = [files[i] for i in chosen]
+    return (*read_images(root, "train", files, size), *read_images(root, "test", held_out, size),
+            classes)
 
-    out = []
-    for name, files in zip(("train", "test"), parts):
-        if limit and name == "train":                             # no need to decode the others
-            chosen = balanced_subset(torch.tensor([y for _, y in files]), limit)
-            files = [files[i] for i in chosen]
-        need, there = 2 * len(files) * 3 * size * size, memory()  # one by one, then as one tensor
-        if need > there:
-            fits = int(0.8 * len(files) * there / need)
-            fail(f"--data {root}: {len(files)} images to {name} on take {need / 2**30:.1f} GB "
-                 f"while they are read, of {there / 2**30:.1f}: --limit {fits} fits, or a smaller "
-                 f"--size")
-        with ThreadPoolExecutor() as pool:
-            images = pool.map(lambda file_y: decode(file_y[0], size), files)
-            images = list(tqdm(images, f"decoding, {name}", len(files), leave=False,
-                               disable=True if rank() else None))
-        bad = [str(file) for (file, _), image in zip(files, images) if image is None]
-        if len(bad) == len(files):
-            seen = f", of {len(bad)} files (first: {bad[0]})" if bad else ""
-            fail(f"--data {root}: no readable image to {name} on{seen}")
-        if bad and rank() == 0:
-            print(f"skipped {len(bad)} of {len(files)} images to {name} on that cannot be read: "
-                  f"{', '.join(bad[:5])}")
-        labels = [y for (_, y), image in zip(files, images) if image is not None]
-        images = [image for image in images if image is not None]
-        out += [torch.stack(images), torch.tensor(labels)]
-    return *out, classes
+
+def read_images(root, part, files, size):
+    """files: [(file, label)], to `part` on -> uint8 [N, 3, size, size], labels int64 [N]"""
+    need, there = 2 * len(files) * 3 * size * size, memory()      # one by one, then as one tensor
+    if need > there:
+        fits = int(0.8 * len(files) * there / need)
+        fail(f"--data {root}: {len(files)} images to {part} on take {need / 2**30:.1f} GB while "
+             f"they are read, of {there / 2**30:.1f}: --limit {fits} fits, or a smaller --size")
+    with ThreadPoolExecutor() as pool:
+        images = pool.map(lambda pair: decode(pair[0], size), files)
+        images = list(tqdm(images, f"decoding, {part}", len(files), leave=False,
+                           disable=True if rank() else None))
+    bad = [str(file) for (file, _), image in zip(files, images) if image is None]
+    if len(bad) == len(files):
+        seen = f", of {len(bad)} files (first: {bad[0]})" if bad else ""
+        fail(f"--data {root}: no readable image to {part} on{seen}")
+    if bad and rank() == 0:
+        print(f"skipped {len(bad)} of {len(files)} images to {part} on that cannot be read: "
+              f"{', '.join(bad[:5])}")
+    labels = [y for (_, y), image in zip(files, images) if image is not None]
+    return torch.stack([image for image in images if image is not None]), torch.tensor(labels)
 
 
 def memory():
@@ -391,7 +390,6 @@ def memory():
 
 def decode(file, size):
     """-> uint8 [3, size, size], or None where the file is no readable image."""
-    from PIL import Image, ImageOps                                # torchvision's own image library
     try:
         image = Image.open(file)
         if image.mode.startswith("I"):                             # 16 bits a pixel
@@ -417,15 +415,12 @@ def augment(x, mean, std, min_scale=0.2, brightness=0.4, contrast=0.4, saturatio
     mirror, gray, solarize, jitter, *u = torch.rand(8, len(x), 1, 1, 1, device=x.device)
     x = resized_crop(x, start, length, mirror.flatten() < 0.5)
     change = (jitter < jitter_p) * (2 * torch.stack(u) - 1)       # -1..1; 0: an image left alone
+    operations = [(adjust_brightness, 1 + brightness * change[0]),
+                  (adjust_contrast, 1 + contrast * change[1]),
+                  (adjust_saturation, 1 + saturation * change[2]), (adjust_hue, hue * change[3])]
     for i in torch.randperm(4).tolist():
-        if i == 0:
-            x = adjust_brightness(x, 1 + brightness * change[0])
-        elif i == 1:
-            x = adjust_contrast(x, 1 + contrast * change[1])
-        elif i == 2:
-            x = adjust_saturation(x, 1 + saturation * change[2])
-        else:
-            x = adjust_hue(x, hue * change[3])
+        adjust, amount = operations[i]
+        x = adjust(x, amount)
     x = adjust_saturation(x, (gray >= gray_p).float())            # a factor of 0: none of it
     if solarize_p:
         x = torch.where((solarize < solarize_p) & (x >= 0.5), 1 - x, x)
@@ -571,11 +566,12 @@ def collapse_metrics(z):
     return {name: value.item() for name, value in values.items()}
 
 
-def verdict(m_o, effective_rank):
-    """"complete" where the centre is all there is, else "dimensional" or "none".  Our own rule."""
+def verdict(m_o, effective_rank, few=4):
+    """"complete": the centre is all there is; "dimensional": few dimensions are left; or "none".
+    Our own rule."""
     if m_o >= 0.95:
         return "complete"
-    return "dimensional" if effective_rank <= 4 else "none"
+    return "dimensional" if effective_rank <= few else "none"
 
 
 def alarm(rows, warmup_epochs=0):
@@ -586,19 +582,16 @@ def alarm(rows, warmup_epochs=0):
     it.
     rows: of metrics.csv, so far"""
     rows = [row for row in rows if row["epoch"] > max(warmup_epochs, 1)]
-    said, new = set(), ""
+    kinds = ["none"]
     for before, row in zip(rows, rows[1:]):
-        kind, new = "", ""
-        complete = [r["m_o"] >= 0.95 for r in (before, row)]
-        collapsed = [r["m_o"] >= 0.95 or r["effective_rank"] <= 3 for r in (before, row)]
-        rising = not any(complete) and row["effective_rank"] > before["effective_rank"]
-        if all(collapsed) and not rising:
-            kind = "complete" if all(complete) else "dimensional"
-        if kind and kind not in said:
-            said.add(kind)
-            new = (f"{kind} collapse since epoch {before['epoch']:.0f} (std {row['std']:.2f}, "
-                   f"m_o {row['m_o']:.2f}, rank {row['effective_rank']:.1f})")
-    return new
+        both = {verdict(r["m_o"], r["effective_rank"], few=3) for r in (before, row)}
+        rising = row["effective_rank"] > before["effective_rank"] and "complete" not in both
+        kind = "complete" if both == {"complete"} else "dimensional"
+        kinds.append("none" if "none" in both or rising else kind)
+    if kinds[-1] in ("none", *kinds[:-1]):
+        return ""
+    return (f"{kinds[-1]} collapse since epoch {before['epoch']:.0f} (std {row['std']:.2f}, "
+            f"m_o {row['m_o']:.2f}, rank {row['effective_rank']:.1f})")
 
 
 @torch.no_grad()
@@ -636,7 +629,7 @@ def labelled_features(net, data, few=False):
     """-> train_feats, train_labels, test_feats, test_labels, for knn_accuracy and linear_probe.
 
     Of the images with a label, if there are any; few: of 64 of them."""
-    n = 64 if few else len(data.train_x) + len(data.test_x)
+    n = 64 if few else None
     labelled = (data.train_y >= 0) | (not data.classes)
     train_x, train_y = data.train_x[labelled][:n], data.train_y[labelled][:n]
     return (extract_features(net, train_x, data.mean, data.std), train_y,
@@ -727,8 +720,6 @@ def write_json(file, content):
 
 def save_figure(figure, file):
     """A PNG of 256 colours, a third of the size."""
-    from PIL import Image
-
     def save(part):
         figure.savefig(part, dpi=100, format="png")
         picture = Image.open(part).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
@@ -745,13 +736,11 @@ def read_csv(file):
 
 def append_csv(file, rows):
     """Add rows, dicts; the columns are the file's, else the last row's; nan is an empty cell."""
-    is_new, columns = not file.exists(), list(rows[-1])
-    if not is_new:
-        with open(file, newline="") as f:
-            columns = next(csv.reader(f))
-    with open(file, "a", newline="") as f:
-        table = csv.DictWriter(f, columns, restval="")
-        if is_new:
+    with open(file, "a+", newline="") as f:                # reads from the start, adds to the end
+        f.seek(0)
+        columns = next(csv.reader(f), None)
+        table = csv.DictWriter(f, columns or list(rows[-1]), restval="")
+        if not columns:
             table.writeheader()
         table.writerows({k: "" if v != v else v for k, v in row.items()} for row in rows)
 

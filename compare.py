@@ -23,13 +23,13 @@ import importlib
 import json
 import math
 import os
-import queue
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
-from collections import namedtuple
+from collections import Counter, namedtuple
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import product
 from pathlib import Path
@@ -132,7 +132,7 @@ def train(job, slots, threads, running):
         command = [*command[:2], "--resume", str(job.folder)]
     elif job.folder.exists():                              # killed before its first word
         shutil.rmtree(job.folder)
-    slot, environment, gpus = slots.get(), dict(os.environ), torch.cuda.device_count()
+    slot, environment, gpus = slots.pop(), dict(os.environ), torch.cuda.device_count()
     if threads:
         environment.setdefault("OMP_NUM_THREADS", str(threads))
     if gpus > 1:
@@ -142,25 +142,23 @@ def train(job, slots, threads, running):
     running.add(process)
     lines = [line.strip() for line in process.stdout if line.strip()]
     running.discard(process)
-    slots.put(slot)
+    slots.add(slot)
     return "" if process.wait() == 0 else (lines or ["no output"])[-1]
 
 
 def train_all(jobs, n):
     """The jobs that are not done, n at once.  -> [(job, what went wrong)]"""
     todo = [job for job in jobs if not (job.folder / "result.json").exists()]
-    failed, running, slots = [], set(), queue.Queue()
-    for slot in range(n):
-        slots.put(slot)
+    failed, running, slots = [], set(), set(range(n))
     threads = max(1, os.cpu_count() // n) if n > 1 else None
     pool = ThreadPoolExecutor(n)
     futures = {pool.submit(train, job, slots, threads, running): job for job in todo}
-    bar = tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="runs", disable=None)
+    done = len(jobs) - len(todo)
+    bar = tqdm(as_completed(futures), "runs", len(jobs), initial=done, disable=None)
     try:
-        for future in as_completed(futures):
-            bar.update()
-            if future.result():
-                failed.append((futures[future], future.result()))
+        for future in bar:
+            if why := future.result():
+                failed.append((futures[future], why))
     except KeyboardInterrupt:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in list(running):
@@ -169,24 +167,21 @@ def train_all(jobs, n):
         bar.close()
         print("stopped; the same command goes on from here")
         raise SystemExit(130)
-    bar.close()
     return failed
 
 
 # ------------------------------------------------------------------------------------------- report
 
 def read_results(jobs):
-    """-> a dict for each finished run: label, seed, and what result.json says"""
+    """-> a dict for each job, which must be finished: label, seed, and what result.json says"""
     records = []
     for job in jobs:
-        file = job.folder / "result.json"
-        if file.exists():
-            info = common.read_run(job.folder)
-            record = {"label": job.label, "seed": job.seed, "commit": info["git"][:7],
-                      **json.loads(file.read_text())}
-            if info.get("threads", 9999) < torch.get_num_threads():      # one of several at once
-                del record["seconds"], record["images_per_second"]
-            records.append(record)
+        info = common.read_run(job.folder)
+        record = {"label": job.label, "seed": job.seed, "commit": info["git"][:7],
+                  **json.loads((job.folder / "result.json").read_text())}
+        if info.get("threads", 9999) < torch.get_num_threads():          # one of several at once
+            del record["seconds"], record["images_per_second"]
+        records.append(record)
     return records
 
 
@@ -202,15 +197,18 @@ def save_records(records, file):
 
 def read_records(file):
     """What save_records wrote; numbers are floats, empty cells are left out."""
-    records = []
+    words = ("label", "seed", "commit", "verdict", "verdict_P")
     with open(file, newline="") as f:
-        for row in csv.DictReader(f):
-            record = {key: value for key, value in row.items() if value}
-            for key in record:
-                if key not in ("label", "seed", "commit", "verdict", "verdict_P"):
-                    record[key] = float(record[key])
-            records.append(record)
-    return records
+        return [{k: v if k in words else float(v) for k, v in row.items() if v}
+                for row in csv.DictReader(f)]
+
+
+def by_label(records):
+    """-> {label: its records}, in the order in which they come"""
+    rows = {record["label"]: [] for record in records}
+    for record in records:
+        rows[record["label"]].append(record)
+    return rows
 
 
 def cell(values, digits):
@@ -218,10 +216,10 @@ def cell(values, digits):
     if not values:
         return ""
     if isinstance(values[0], str):
-        if len(set(values)) == 1:
+        counts = Counter(values)
+        if len(counts) == 1:
             return values[0]
-        count, n = values.count, len(values)
-        return ", ".join(f"{word} ({count(word)} of {n})" for word in dict.fromkeys(values))
+        return ", ".join(f"{word} ({n} of {len(values)})" for word, n in counts.items())
     x = torch.tensor(values, dtype=torch.double)
     spread = f" ± {x.std():.{digits}f}" if len(x) > 1 else ""
     return f"{x.mean():.{digits}f}{spread}"
@@ -229,18 +227,18 @@ def cell(values, digits):
 
 def as_the_paper(claim, records, everything):
     """-> yes, no or 1 of 3: for how many seeds the claim holds; "" where nothing is claimed"""
+    if not claim or not records:
+        return ""
     held = []
     for record in records:
         rows = {other["label"]: other for other in everything if other["seed"] == record["seed"]}
         try:
             held.append(claim(record, rows))
-        except (TypeError, KeyError):                      # no claim, or a row is missing
+        except KeyError:                                   # a row is missing
             return ""
-    if not held:
-        return ""
-    if sum(held) in (0, len(held)):
-        return "yes" if held[0] else "no"
-    return f"{sum(held)} of {len(held)}"
+    if all(held):
+        return "yes"
+    return f"{sum(held)} of {len(held)}" if any(held) else "no"
 
 
 def markdown(records, columns, table, only=()):
@@ -249,10 +247,10 @@ def markdown(records, columns, table, only=()):
     says = {label: (number, claim) for label, _, number, claim in table.rows if number or claim}
     head = ["", *(["the paper", "as the paper?"] if says else []), *columns]
     lines = [head, ["---"] * len(head)]
-    for label in dict.fromkeys(record["label"] for record in records):
+    rows = by_label(records)
+    for label, mine in rows.items():
         if only and label not in only:
             continue
-        mine = [record for record in records if record["label"] == label]
         line, found = [label], [record["seed"] for record in mine]
         if len(found) < len(seeds):
             line = [f"{label} (seed {', '.join(found)} alone)"]
@@ -264,10 +262,9 @@ def markdown(records, columns, table, only=()):
             line.append(cell([record[column] for record in mine if column in record], digits))
         lines.append(line)
     if "knn" in columns and "knn_untrained" in records[0]:
-        first = [record for record in records if record["label"] == records[0]["label"]]
-        line = ["untrained net"] + [""] * (len(head) - 1)
-        line[head.index("knn")] = cell([record["knn_untrained"] for record in first], 1)
-        lines.append(line)
+        untrained = [record["knn_untrained"] for record in rows[records[0]["label"]]]
+        cells = [cell(untrained, 1) if name == "knn" else "" for name in head[1:]]
+        lines.append(["untrained net", *cells])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -279,14 +276,12 @@ def overview(results):
         line = [name, table.paper, str(len(table.rows)), "", ""]
         if (results / f"{name}.csv").exists():
             records = read_records(results / f"{name}.csv")
-            minutes, more = 0.0, ""
-            for label in {record["label"] for record in records}:
-                mine = [r.get("seconds", math.nan) for r in records if r["label"] == label]
-                timed = [seconds / 60 for seconds in mine if not math.isnan(seconds)]
-                minutes += sum(timed) / max(len(timed), 1)
-                more = more if timed else "+"              # rows that trained beside each other
+            rows = by_label(records)
+            seconds = [[r["seconds"] for r in mine if "seconds" in r] for mine in rows.values()]
+            minutes = sum(statistics.mean(timed) for timed in seconds if timed) / 60
+            more = "" if all(seconds) else "+"             # rows that trained beside each other
             line[3] = f"{minutes:.0f}{more}" if minutes else ""
-            found = [as_the_paper(claim, [r for r in records if r["label"] == label], records)
+            found = [as_the_paper(claim, rows.get(label), records)
                      for label, _, _, claim in table.rows]
             held = [word == "yes" for word in found if word]
             word = "reproduced" if all(held) else "in part" if any(held) else "not"
@@ -338,10 +333,9 @@ def draw(jobs, columns, name):
     for group, panels in zip(groups, axes):
         for i, label in enumerate(group):
             mine = [job for job in jobs if job.label == label]
-            results = [json.loads((job.folder / "result.json").read_text()) for job in mine]
             key = "verdict_P" if "m_o_P" in columns else "verdict"
-            verdicts = sorted(result[key] for result in results)
-            verdict = verdicts[len(verdicts) // 2]         # of most; complete < dimensional < none
+            verdicts = [json.loads((job.folder / "result.json").read_text())[key] for job in mine]
+            verdict = statistics.median_high(verdicts)     # of most; complete < dimensional < none
             style = {"none": dict(color=cool[i]), "dimensional": dict(color=warm[i], ls="-."),
                      "complete": dict(color=warm[i], ls="--")}[verdict]
             runs = [common.read_csv(job.folder / name) for job in mine]
@@ -378,18 +372,17 @@ def draw_points(records, x, y, off_scale=""):
     The names stand at the right, in the order of y; above Spearman's rank correlation, where x is
     to forecast y.  off_scale: a row that is left out"""
     from matplotlib.figure import Figure
-    labels, points = dict.fromkeys(record["label"] for record in records), []
-    labels = [label for label in labels if label != off_scale]
-    figure = Figure(figsize=(8, max(5.2, 0.2 * len(labels))), layout="constrained")
+    points, rows = [], by_label(records)
+    rows.pop(off_scale, None)
+    figure = Figure(figsize=(8, max(5.2, 0.2 * len(rows))), layout="constrained")
     axis = figure.subplots()
     colors = {"none": "#08519c", "dimensional": "#fd8d3c", "complete": "#b10026"}
-    for label in labels:
-        mine = [record for record in records if record["label"] == label]
+    for label, mine in rows.items():
         values = torch.tensor([[record[x], record[y]] for record in mine], dtype=torch.double)
         mean = values.mean(0).tolist()
         spread = values.std(0, correction=min(1, len(mine) - 1)).tolist()
-        verdicts = sorted(record["verdict"] for record in mine)
-        color = colors[verdicts[len(verdicts) // 2]]       # of most; complete < dimensional < none
+        verdict = statistics.median_high(record["verdict"] for record in mine)
+        color = colors[verdict]                            # of most; complete < dimensional < none
         axis.errorbar(*mean, spread[1], spread[0], "o", color=color, ms=5, lw=1)
         points.append((mean[1], mean[0], label, color))
     points.sort()
