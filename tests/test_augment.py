@@ -149,3 +149,18 @@ def test_output_is_normalised_channels_last_and_leaves_its_input(photos):
     assert v.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(TF.normalize(raw, mean.tolist(), std.tolist()), v, atol=1e-6)
     assert raw.min() >= 0 and raw.max() <= 1
+
+
+def test_the_colour_operations_come_in_all_orders(photos, monkeypatch):
+    orders, now = set(), []
+    for name in ("brightness", "contrast", "saturation", "hue"):
+        def watch(x, amount, name=name, adjust=getattr(common, f"adjust_{name}")):
+            now.append(name)
+            return adjust(x, amount)
+        monkeypatch.setattr(common, f"adjust_{name}", watch)
+    torch.manual_seed(0)
+    for _ in range(200):
+        now.clear()
+        common.augment(photos[:2], torch.zeros(3), torch.ones(3))
+        orders.add(tuple(now[:4]))                         # the fifth makes some images gray
+    assert len(orders) == 24 and all(len({*order}) == 4 for order in orders)

@@ -93,6 +93,7 @@ def test_fashionmnist_and_stl10_become_rgb_of_the_wanted_size(monkeypatch):
             else:
                 self.labels = np.array([0, 1] * 10)
             if STL:
+                assert split in ("train+unlabeled", "test")
                 self.data = np.random.randint(0, 256, (20, 3, 96, 96), dtype=np.uint8)
 
     STL = False
@@ -231,6 +232,27 @@ def test_knn_of_a_large_set_stays_in_chunks():
                          cwd=common.Path(common.__file__).parent)
     accuracy, megabytes = map(float, out.stdout.split())
     assert accuracy > 80 and megabytes < 900, out.stderr
+
+
+def test_linear_probe_by_hand():
+    """Softmax regression with momentum and half a cosine; standardised by the training set; the
+    last epoch."""
+    g = torch.Generator().manual_seed(0)
+    x, y = 3 * torch.randn(60, 5, generator=g) + 2, torch.arange(60) % 3
+    x2, y2 = 2 * torch.randn(40, 5, generator=g) + 1, torch.arange(40) % 3
+    found = common.linear_probe(x, y, x2, y2, epochs=7, lr=2.0, batch_size=16)
+    mean, std = x.mean(0), x.std(0) + 1e-6
+    W, b, of_W, of_b = torch.zeros(3, 5), torch.zeros(3), 0, 0
+    g.manual_seed(0)
+    for epoch in range(7):
+        lr = 1 + math.cos(math.pi * epoch / 7)
+        for i in torch.randperm(60, generator=g).split(16):
+            u = (x[i] - mean) / std
+            error = (torch.softmax(u @ W.T + b, 1) - torch.eye(3)[y[i]]) / len(i)
+            of_W, of_b = 0.9 * of_W + error.T @ u, 0.9 * of_b + error.sum(0)
+            W, b = W - lr * of_W, b - lr * of_b
+    right = (((x2 - mean) / std @ W.T + b).argmax(1) == y2).float().mean()
+    assert found[0] == pytest.approx(100 * right.item(), abs=1e-3)
 
 
 def test_linear_probe_separates_what_is_linear_and_nothing_else():

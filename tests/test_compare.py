@@ -106,6 +106,59 @@ def test_decay_of_W_p_alone_has_to_bring_five_points():
     assert [claim[3]({"linear": found}, rows) for found in (15, 24, 26)] == [False, False, True]
 
 
+RANK, RANK_P = {"effective_rank_before": 2.0}, {"verdict": "complete"}
+COS_R = {"cos_r_0.5": 0.8, "cos_r_1.0": 0.7, "cos_r_5.0": 0.1}
+
+
+@pytest.mark.parametrize("name, label, others, yes, no", [
+    ("mirror", "naive", {}, [{"verdict": "complete"}], [{"verdict": "dimensional"}]),
+    ("mirror", "bias", {}, [{"verdict": "dimensional"}], [{"verdict": "complete"}]),
+    ("mirror", "whitening", {}, [{"verdict": "none"}], [{"verdict": "dimensional"}]),
+    ("mirror", "identity_frozen", {}, [{"verdict": "dimensional"}, {"verdict": "complete"}],
+     [{"verdict": "none"}]),
+    ("bias", "bias", {}, [{"b_cos": 0.98, "b": 2.0, "b_theory": 2.08}],
+     [{"b_cos": 0.96, "b": 2.0, "b_theory": 2.0}, {"b_cos": 0.98, "b": 2.0, "b_theory": 2.2}]),
+    ("center", "SimSiam", {}, [{"eta_p": -0.5}], [{"eta_p": -0.2}, {"eta_p": -0.8},
+                                                  {"eta_p": 0.5}]),
+    ("center", "Mirror SimSiam", {}, [{"eta_z": 0.2}], [{"eta_z": -0.1}, {"eta_z": 0.5}]),
+    ("conjecture", "centre from init", {}, [{"m_o_before": 0.1, "m_o": 0.5}],
+     [{"m_o_before": 0.1, "m_o": 0.15}, {"m_o_before": 0.5, "m_o": 0.1}]),
+    ("conjecture", "residual from init", {}, [{"m_o_before": 0.6, "m_o": 0.2}],
+     [{"m_o_before": 0.6, "m_o": 0.55}, {"m_o_before": 0.2, "m_o": 0.6}]),
+    ("conjecture", "random from init", {}, [{"m_o_before": 0.6, "m_o": 0.55}],
+     [{"m_o_before": 0.6, "m_o": 0.4}, {"m_o_before": 0.6, "m_o": 0.8}]),
+    ("recover", "of z", {}, [RANK | {"effective_rank": 9.0}], [RANK | {"effective_rank": 2.5}]),
+    ("infonce", "SimSiam", {"without r_e": {"covariance": 0.2}}, [{"covariance": 0.1}],
+     [{"covariance": 0.3}]),
+    ("infonce", "without r_e", {"InfoNCE": {"linear": 60.0}}, [{"linear": 50.0}],
+     [{"linear": 65.0}]),
+    ("infonce", "InfoNCE batch 8", {}, [COS_R], [COS_R | {"cos_r_0.5": 0.6},
+                                                 COS_R | {"cos_r_5.0": 0.75}]),
+    ("temperature", "tau 0.1", {"tau 0.05": {"covariance": 0.1}}, [{"covariance": 0.2}],
+     [{"covariance": 0.05}]),
+    ("simsiam-components", "P_b", {}, [{"verdict_P": "complete"}],
+     [RANK_P | {"verdict_P": "none"}]),
+    ("simsiam-components", "P_b + o_e + r_e", {}, [RANK_P | {"verdict_P": "none"}],
+     [{"verdict_P": "complete"}]),
+    ("simsiam-components", "P_b + r_e (h: SimSiam)", {}, [{"verdict_P": "dimensional"}],
+     [{"verdict_P": "complete"}]),
+    ("predictor", "trained 2 layers", {}, [{"effective_rank": 4.0, "effective_rank_lowest": 3.0}],
+     [{"effective_rank": 3.5, "effective_rank_lowest": 3.0}]),
+    ("predictor", "DirectPred", {"trained": {"linear": 82.0}}, [{"linear": 80.0}],
+     [{"linear": 78.0}]),
+    ("predictor", "least squares", {"trained": {"linear": 82.0}}, [{"linear": 70.0}],
+     [{"linear": 78.0}]),
+    ("scan", "rate 1 decay 0", {}, [{"E_mean_1": 0.2, "E_mean": 0.1}],
+     [{"E_mean_1": 0.2, "E_mean": 0.3}]),
+    ("weak", "mirror", {"SimSiam": {"linear_weak": 40.0}}, [{"linear_weak": 25.0}],
+     [{"linear_weak": 35.0}]),
+    ("cifar10", "SimCLR none", {"SimCLR linear": {"linear": 60.0}}, [{"linear": 50.0}],
+     [{"linear": 57.0}])])
+def test_what_a_claim_asks_for(name, label, others, yes, no):
+    claim, = (row[3] for row in compare.TABLES[name].rows if row[0] == label)
+    assert all(claim(run, others) for run in yes) and not any(claim(run, others) for run in no)
+
+
 def test_flags_tuned_for_patches_stay_there(tmp_path):
     table = compare.TABLES["bias"]
     assert "--lr" in compare.rows_of(table, {})[0][1]
@@ -296,6 +349,34 @@ def test_a_column_that_one_row_has_not_is_drawn_of_the_others(tmp_path):
     a, b = compare.draw(jobs, ["a", "b"], "metrics.csv").axes
     assert [list(line.get_ydata()) for line in a.lines] == [[1, 1], [3, 3]]
     assert [list(line.get_ydata()) for line in b.lines] == [[2, 2], []]
+
+
+def test_curves_are_means_with_a_band_dashed_by_what_most_seeds_did(tmp_path):
+    """Two of three seeds collapse completely; the rank is left out where m_o says so of a seed."""
+    jobs, m_o = [], [[0.1, 0.5, 0.96], [0.2, 0.4, 0.99], [0.3, 0.3, 0.3]]
+    for seed, verdict in enumerate(("complete", "none", "complete")):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        rows = [{"epoch": 7 * i, "m_o": m_o[seed][i], "effective_rank": 10.0 * seed + i}
+                for i in range(3)]
+        common.append_csv(folder / "metrics.csv", rows)
+        common.append_csv(folder / "steps.csv", [{"epoch": 1, "step": 5, "m_o": 0.5},
+                                                 {"epoch": 1, "step": 6, "m_o": 0.5}])
+        result = {"verdict": verdict, "verdict_P": "dimensional"}
+        (folder / "result.json").write_text(json.dumps(result))
+        jobs.append(compare.Job("x", str(seed), "", [], folder))
+    of_m_o, of_rank = compare.draw(jobs, ["m_o", "effective_rank"], "metrics.csv").axes
+    line, = of_m_o.lines
+    assert line.get_linestyle() == "--" and list(line.get_xdata()) == [0, 7, 14]
+    mean, spread = np.mean(m_o, 0), np.std(m_o, 0, ddof=1)
+    assert np.allclose(line.get_ydata(), mean)
+    band = of_m_o.collections[0].get_paths()[0].vertices
+    assert band[:, 1].min() == pytest.approx((mean - spread).min())
+    assert band[:, 1].max() == pytest.approx((mean + spread).max())
+    assert list(of_rank.lines[0].get_ydata()) == [10, 11]
+    line, = compare.draw(jobs, ["m_o"], "steps.csv").axes[0].lines
+    assert list(line.get_xdata()) == [5, 6]
+    assert compare.draw(jobs, ["m_o", "m_o_P"], "metrics.csv").axes[0].lines[0].get_color()
 
 
 def test_seconds_count_only_where_a_run_had_all_threads(tmp_path, monkeypatch):

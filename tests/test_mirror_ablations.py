@@ -211,6 +211,24 @@ def test_whitening():
     assert with_bn < 0.3 * with_whitening and with_whitening > 0.5
 
 
+def test_the_loss_of_whitening_by_hand():
+    """Both views in the same random groups; equal views cost nothing."""
+    z1, z2 = torch.randn(2, 200, 32, generator=torch.Generator().manual_seed(0))
+    assert M.whitening(None, z1, z1)[0] < 1e-10
+    torch.manual_seed(1)
+    found = M.whitening(None, z1, z2)[0]
+    torch.manual_seed(1)
+    total = 0
+    for group in torch.randperm(32).split(16):
+        white = []
+        for z in (z1, z2):
+            Z = (z / z.norm(dim=1, keepdim=True)).double()[:, group].numpy()
+            L = np.linalg.cholesky(np.cov(Z.T))
+            white.append(np.linalg.solve(L, (Z - Z.mean(0)).T))
+        total += ((white[0] - white[1]) ** 2).sum() / (2 * 200 * 32)
+    assert found.item() == pytest.approx(total, rel=1e-3)
+
+
 @pytest.mark.parametrize("variant", ["two_fc", "tanh_fc", "fc", "bias"])
 def test_predictors_of_section_4_see_the_normalised_z(variant):
     net, z1, z2 = make(variant)

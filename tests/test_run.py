@@ -439,6 +439,14 @@ def test_every_label_of_an_image_has_its_columns(in_tmp, capsys):
     assert "epoch 1, weak" in capsys.readouterr().out
 
 
+def test_linear_eval_hands_its_flags_on(in_tmp, monkeypatch):
+    simsiam.main([*SHORT, "--epochs", "1"])
+    seen = []
+    monkeypatch.setattr(common, "linear_probe", lambda *a: seen.append(a[4:]) or (0.0, 0.0))
+    linear_eval.main([str(FOLDER), *"--epochs 7 --lr 0.3 --batch-size 50".split()])
+    assert seen == [(7, 0.3, 50)] * 2
+
+
 def test_help_lists_every_flag(capsys):
     with pytest.raises(SystemExit) as stop:
         simsiam.main(["--help"])

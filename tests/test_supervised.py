@@ -29,9 +29,11 @@ def test_learns_what_the_labels_say_and_each_image_its_own(in_tmp, monkeypatch):
 
     def bright(*args):
         data = load(*args)
-        for x, y in ((data.train_x, data.train_y), (data.test_x, data.test_y)):
-            y.copy_(torch.arange(len(y)) % 2)
-            x.copy_((60 + 120 * y).view(-1, 1, 1, 1).expand_as(x))
+        for part in ("train", "test"):
+            x = getattr(data, f"{part}_x")
+            y = torch.arange(len(x)) % 2
+            setattr(data, f"{part}_y", y)
+            setattr(data, f"{part}_x", (60 + 120 * y).byte().view(-1, 1, 1, 1).expand_as(x))
         return data
     monkeypatch.setattr(common, "load_data", bright)
     supervised.main([*SMALL, "--epochs", "2", "--lr", "0.1"])
@@ -45,7 +47,7 @@ def test_images_without_a_label_are_left_out(in_tmp, monkeypatch, capsys):
 
     def few_labels(*args):
         data = load(*args)
-        data.train_y[torch.arange(len(data.train_y)) % 10 < 8] = -1
+        data.train_y = torch.where(torch.arange(200) % 10 < 8, -1, data.train_y)
         return data
     monkeypatch.setattr(common, "load_data", few_labels)
     supervised.main([*SMALL, "--epochs", "1"])
@@ -59,8 +61,9 @@ def test_a_head_for_each_label(data, heads, in_tmp):
     supervised.main([*SMALL, "--data", data, "--dry-run"])
     folder = Path(f"runs/supervised-{data}-s0")
     args = common.argparse.Namespace(**common.read_run(folder)["args"])
-    net = supervised.build(args)
-    net.load_state_dict(torch.load(folder / "last.pt", weights_only=True)["model"])
+    net, saved = supervised.build(args), torch.load(folder / "last.pt", weights_only=True)
+    net.load_state_dict(saved["model"])
+    assert saved["optimizer"]["param_groups"][0]["nesterov"]
     assert [head.out_features for head in net.heads] == heads
 
 

@@ -3,6 +3,7 @@ import csv
 import math
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -149,6 +150,14 @@ def test_simulate_is_of_order_4():
     assert 12 < errors[0] / errors[1] < 20 and errors[1] < 1e-4
 
 
+def test_directset_is_lemma1_of_one_dimension(alpha=1.0, sigma2=0.4, eta=0.1):
+    """No EMA (the target is the net), W_p = w^(2 alpha)."""
+    w, one = torch.tensor([[0.7]]).double(), eye(1)
+    _, dw, _ = dynamics.lemma1(one, sigma2 * one, 1.0, eta)(w ** (2 * alpha), w, w)
+    found, = dynamics.directset(alpha, eta, sigma2)(w)
+    assert found.item() == pytest.approx(dw.item())
+
+
 def test_dynamics_numbers(in_tmp):
     table = table_of(dynamics)
     agree({what: row for what, row in table.items() if "basin" not in what})
@@ -162,6 +171,7 @@ def test_dynamics_numbers(in_tmp):
     assert times == sorted(times) and ends == sorted(ends, reverse=True)    # weight decay: later
     left, = (row[0] for what, row in table.items() if "tau = 1.000" in what)
     assert left < 1e-3
+    assert table["||W of SGD - W of the ODE|| / ||W||"][0] < 0.05
     known = {"alpha_p = 0.1": 0.0103, "alpha_p = 1.0": 0.00103, "eta = 0.08": 0.0185,
              "eta = 0.2": 0.193, "beta = 0.02": 0.039, "beta = 0.1": 0.008, "beta = 0.5": 0.004,
              "beta = 2.0": 0.0033}
@@ -363,7 +373,10 @@ def test_landscape_numbers(in_tmp, monkeypatch):
 
     monkeypatch.setattr(landscape, "descend", shorter)
     monkeypatch.setattr(landscape, "simulate", partial(simulate, steps=700, batch_size=128))
-    agree(table_of(landscape))
+    table = table_of(landscape)
+    agree(table)
+    found = [table[f"a = {a}, 10 labels: probe"][0] for a in (12, 1, 2.1)]
+    assert 0.4 < found[0] < 0.6 < 0.7 < found[1] < found[2] < 0.9           # the nuisance is gone
 
 
 def test_a_mode_grows_along_its_logistic_curve(kappa=0.75, time=6.0):
@@ -526,6 +539,89 @@ def run_patch(flags):
 def test_more_neurons(in_tmp):
     name, rows = run_patch("--steps 60 --m 4")
     assert name == "toy_patch-s3" and len(rows) == 11
+
+
+def ends_with(features, E_21):
+    """What simulate would return of runs whose neurons learn these features, [(of 1, of 2)], with
+    the E_21 of each at three times, [S][3]"""
+    W = torch.full((3, len(features), 2, 5), 0.1).double()
+    for run, learnt in enumerate(features):
+        for neuron, feature in enumerate(learnt):
+            W[1:, run, neuron, feature - 1] = 2.0
+    E = torch.zeros(3, len(features), 2, 2).double()
+    E[:, :, 1, 0] = torch.tensor(E_21).T
+    return {"W": W, "E": E, "loss": torch.ones(3, len(features))}
+
+
+def test_the_trained_run_is_called_trained(monkeypatch):
+    def simulate(W, trained, *_):
+        assert trained.tolist() == [True, False]
+        return ends_with([(1, 2), (1, 1)], [[0.0, 0.3, 0.01], [0.0, 0.0, 0.0]])
+    monkeypatch.setattr(patch, "simulate", simulate)
+    args = SimpleNamespace(m=2, d=5, steps=20, eta_w=0.05, eta_e=0.05, sigma=0.4, alpha1=2.0,
+                           batch_size=4)
+    table, _ = patch.side_by_side(args, None)
+    agree({what: (measured, theory) for what, measured, theory in table})
+
+
+def test_each_arm_lacks_what_its_name_says(monkeypatch):
+    def simulate(W, trained, steps, *rest):
+        stopgrad, normalised = rest[-2:]
+        assert list(patch.ARMS) == ["all three", "no stop-gradient", "no BN", "no head (E = 0)"]
+        assert trained.tolist() == [True, True, True, False]
+        assert stopgrad.tolist() == [True, False, True, True]
+        assert normalised.tolist() == [True, True, False, True]
+        return ends_with([(1, 2), (1, 1), (1, 1), (1, 1)], [[0.0, 0.3, 0.1]] * 4)
+    monkeypatch.setattr(patch, "simulate", simulate)
+    args = SimpleNamespace(m=2, d=5, steps=20, eta_w=0.05, eta_e=0.05, sigma=0.4, alpha1=2.0,
+                           batch_size=4)
+    table, _ = patch.ablations(args, None)
+    found = {what: (measured, theory) for what, measured, theory in table}
+    assert found["all three: cos(w2, v2)"][0] > 0.9 > 0.1 > found["no BN: cos(w2, v2)"][0]
+    assert found["all three: largest E_21"][0] == pytest.approx(0.3)
+    assert found["all three: E_21 at the end"][0] == pytest.approx(0.1)
+
+
+def test_random_starts_count_what_trained_and_frozen_runs_learnt(monkeypatch):
+    def simulate(W, trained, *_, every):
+        assert trained.tolist() == [True] * 3 + [False] * 3 and torch.equal(W[:3], W[3:])
+        learnt = [(1, 2), (2, 1), (1, 1), (1, 1), (1, 2), (2, 2)]
+        return ends_with(learnt, [[0.0] * 3] * 6)
+    monkeypatch.setattr(patch, "simulate", simulate)
+    args = SimpleNamespace(m=2, d=5, steps=20, eta_w=0.05, eta_e=0.05, sigma=0.4, alpha1=2.0,
+                           batch_size=4, random_init=3)
+    table, _ = patch.random_starts(args, None)
+    counts = {what.split(", of")[0]: measured for what, measured, _ in table}
+    assert counts == {
+        "E trained: both features": 2, "E trained: only v1": 1, "E trained: only v2": 0,
+        "E trained: unfinished": 0, "E frozen: both features": 1, "E frozen: only v1": 1,
+        "E frozen: only v2": 1, "E frozen: unfinished": 0,
+        "only v1 when frozen, both when trained": 1}
+
+
+def test_scan_says_at_which_rate_and_noise(monkeypatch):
+    """Both features are learnt at one ratio and one noise, in two of three runs."""
+    def simulate(W, trained, steps, eta_w, eta_e, sigma, *_, every):
+        hit = ((eta_e - 0.1).abs() < 1e-6) & ((sigma - 0.3).abs() < 1e-6)
+        hit &= torch.arange(len(W)) % 3 < 2
+        learnt = [(1, 2) if both else (1, 1) for both in hit.tolist()]
+        return ends_with(learnt, [[0.0] * 3] * len(W))
+    monkeypatch.setattr(patch, "simulate", simulate)
+    args = SimpleNamespace(m=2, d=5, steps=20, eta_w=0.05, sigma=0.4, alpha1=2.0, batch_size=4)
+    table, figure = patch.scan(args, None)
+    found = [what for what, count, _ in table if count]
+    assert found == ["eta_e / eta_w = 2, sigma = 0.3: both features, of 3 runs"]
+    image = figure.axes[0].images[0].get_array()
+    assert image[3, 1] == 2 and image.sum() == 2
+
+
+def test_phases_end_where_the_docstring_says():
+    """Eleven times: w1 rises 0..1 by tenths, E_21 peaks at 4 and falls, w2 rises from 5 on."""
+    W, E = torch.zeros(11, 2, 5).double(), torch.zeros(11, 2, 2).double()
+    W[:, 0, 0] = torch.arange(11).double() / 10
+    W[:, 1, 1] = (torch.arange(11) - 5).clamp(min=0) / 5
+    E[:, 1, 0] = torch.tensor([0, 1, 2, 3, 10, 8, 6, 4, 2, 1.1, 0.9])
+    assert patch.phases(W, E, 10) == [90, 40, 80, 100]
 
 
 def test_ablations(in_tmp):
