@@ -6,6 +6,9 @@ MISTAKES = {
         "return -(p * z).sum(1).mean()": "not normalised",
         "return -F.cosine_similarity(p, z, dim=0).mean()": "wrong axis",
         "return -F.cosine_similarity(p, z.detach(), dim=1).mean()": "the caller's",
+        "return -F.cosine_similarity(p.detach(), z, dim=1).mean()": "p gets no gradient",
+        "P, Z = p / p.norm(dim=1, keepdim=True).detach(), F.normalize(z, dim=1)\n"
+        "return -(P * Z).sum(1).mean()": "the gradient of p or z",
     },
     "mirror_ablations.simsiam": {
         "p1, p2 = net.predictor(z1), net.predictor(z2)\n"
@@ -84,6 +87,9 @@ RIGHT = dict(start="F.normalize(z, dim=1)", axis="0", minus="- cov.diagonal().sq
              root="d**0.5", exp="(-(eig * eig.log()).sum()).exp()")
 for changed, words in ((dict(start="z"), "l2-normalised"), (dict(root="1"), "sqrt(D)"),
                        (dict(minus=""), "diagonal"),
-                       (dict(exp="-(eig * eig.log()).sum()"), "exp of the entropy")):
+                       (dict(exp="-(eig * eig.log()).sum()"), "exp of the entropy"),
+                       (dict(start="F.normalize(z.mul_(2), dim=1)"), "z itself has changed")):
     body = METRICS.format(**{**RIGHT, **changed})
     MISTAKES["common.collapse_metrics"][body] = words
+body = METRICS.format(**RIGHT).replace("1e-12", "1e-3")
+MISTAKES["common.collapse_metrics"][body] = "of 5 images in 8 dimensions"

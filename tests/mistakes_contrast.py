@@ -74,6 +74,7 @@ MISTAKES = {
         BOTH + "return -F.cross_entropy(logits, i)": "the sign",
         BOTH + "return F.cross_entropy(logits, i, reduction='sum')": "in place of the mean",
         LOGITS + "return -logits.diagonal().mean()": "denominator is missing",
+        BOTH + "e = logits.exp()\nreturn -(e[i, i] / e.sum(1)).log().mean()": "overflows",
         LOGITS + "return F.cross_entropy(logits, i)": "own view is missing",
         LOGITS + "if negatives == 'both':\n    logits = torch.cat([logits, own], 1)\n"
         "return F.cross_entropy(logits, i)": "diagonal of the own view is included",
@@ -95,6 +96,7 @@ MISTAKES = {
     "directclr.Direct.forward": {
         forward(prefix="r[:self.d0]"): "the dimensions are the columns",
         forward(prefix="r[:, -self.d0:]"): "last d0",
+        forward(prefix="r[:, :3]"): "d0 = 2",
         forward(random="r[:, :self.d0]"): "`chosen` is not used",
         forward(random="r[:, torch.randperm(self.width)[:self.d0]]"): "at every call",
         forward(random="[self.draw(1), r[:, self.chosen]][1]"): "which is for draw",
@@ -130,6 +132,12 @@ MISTAKES = {
         "return torch.linalg.eigvalsh(torch.cov(x.T)).flip(0)": "negative eigenvalue",
         "x = F.normalize(x, dim=1)\n"
         "return torch.linalg.eigvalsh(torch.cov(x.T)).flip(0).clamp(min=0)": "double()",
+        "x = F.normalize(x, dim=1)\n"
+        "return torch.linalg.eigvalsh(torch.cov(x.T)).flip(0).clamp(min=0).double()":
+            "before the covariance",
+        "x = F.normalize(x, dim=1).double()\n"
+        "return torch.linalg.eigvalsh(torch.cov(x.T)).flip(0).clamp(min=1e-6)":
+            "the smallest eigenvalue here is",
     },
     # ------------------------------------------------------------------------------- toy_infonce
     "toy_infonce.info_nce": {
@@ -143,6 +151,8 @@ MISTAKES = {
         "logits = z1 @ z2.mT / temperature\n"
         "return (logits.logsumexp(2) - logits.diagonal(dim1=1, dim2=2)).sum(1)":
             "in place of the mean",
+        "e = (z1 @ z2.mT / temperature).exp()\n"
+        "return -(e.diagonal(dim1=1, dim2=2) / e.sum(2)).log().mean(1)": "overflows",
         "logits = z1 @ z2.mT / temperature\n"
         "others = logits.masked_fill(torch.eye(z1.shape[1], dtype=bool), -torch.inf)\n"
         "return (others.logsumexp(2) - logits.diagonal(dim1=1, dim2=2)).mean(1)":

@@ -105,6 +105,9 @@ for changed, words in ((dict(basic="v.Zb"), "simsiam: basic: Z_b is the whole"),
                        (dict(scores="v.Za @ v.Zb.T / tau**2"), "largest difference")):
     MISTAKES["gradient_components.components"][COMPONENTS.format(**{**RIGHT, **changed})] = words
 
+body = COMPONENTS.format(**RIGHT).replace("/ tau", "* 2")
+MISTAKES["gradient_components.components"][body] = "at tau = 0.8"
+
 SURROGATE = """
 basic, o_e, r_e = components(kind, v, tau)
 t = {start}
@@ -140,3 +143,5 @@ for changed, words in ((dict(loss="-(X * t).sum(1).mean()"), "no stop-gradient o
                        (dict(add_o="t += o_e"), "+= changes basic"),
                        (dict(loss="-(X * t.detach() ** 2).sum(1).mean()"), "largest difference")):
     MISTAKES["gradient_components.surrogate"][SURROGATE.format(**{**RIGHT, **changed})] = words
+body = SURROGATE.format(**RIGHT).replace("(kind, v, tau)", '("infonce", v, 0.5)')
+MISTAKES["gradient_components.surrogate"][body] = "with other arguments"

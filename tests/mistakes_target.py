@@ -25,6 +25,14 @@ TARGET = {
     "        t.add_((1 - m) * p)": "the old target is not multiplied",
     "if self.target is None:\n    return\n"
     "for t, p in zip(self.target.state_dict().values(), self.encoder.state_dict().values()):\n"
+    "    if t.is_floating_point():\n"
+    "        t.copy_(0.9 * t + 0.1 * p)": "largest difference from the definition",
+    "if self.target is None:\n    return\n"
+    "for t, p in zip(self.target.state_dict().values(), self.encoder.state_dict().values()):\n"
+    "    if t.dtype == torch.double:\n"
+    "        t.copy_(m * t + (1 - m) * p)": "nothing has changed",
+    "if self.target is None:\n    return\n"
+    "for t, p in zip(self.target.state_dict().values(), self.encoder.state_dict().values()):\n"
     "    t.copy_(m * t + (1 - m) * p)": "integer counter has changed",
     "if self.target is None:\n    return\n"
     "for t, p in zip(self.target.state_dict().values(), self.encoder.state_dict().values()):\n"
@@ -73,6 +81,10 @@ MISTAKES = {
         correlations(old="(1 - self.args.rho)", new="self.args.rho"): "rho is the memory",
         correlations(last=""): "set started to 1",
         correlations(last="self.started = 1"): "has to stay a tensor",
+        "z, t = torch.cat([z1, z2]).float(), torch.cat([t2, t1]).float()\n"
+        "now = torch.stack([z.T @ z, t.T @ z]) / len(z)\n"
+        "self.correlations.lerp_(now, 1 - self.args.rho * self.started)\n"
+        "self.started += 1": "started is 2 by now",
         correlations(F="z @ z.T", C="t @ z.T"): "stops with",
         correlations(more="rho = self.args.rho * self.started", first="False",
                      old="(1 - rho)", new="rho"): "are rho and 1 - rho exchanged",
@@ -144,6 +156,9 @@ MISTAKES = {
         "return U * ((s / s[-1]).sqrt() + eps) @ U.T": "nan or inf",
     },
     "directpred.directcopy_weight": {
+        "G = F\nfor _ in range(4):\n    G = G / G.norm()\n    G = G @ G\n"
+        "identity = torch.eye(len(F), dtype=F.dtype)\n"
+        "return F / ((F * G).sum() / G.trace()) + eps * identity": "12 squarings",
         "return F / F.norm() + eps * torch.eye(len(F))": "Frobenius",
         "return F / F.trace() + eps * torch.eye(len(F))": "divided by the trace",
         "return F / F.max() + eps * torch.eye(len(F))": "the largest entry",

@@ -66,6 +66,7 @@ MISTAKES = {
         "return lambda W: (-W @ (torch.eye(3) + X_aug) - eta * W,)": "X is in it",
         "return lambda W: -W @ X_aug - eta * W": "a tuple of 1",
         "return lambda W: (-eta * W,)": "largest difference from the definition",
+        "return lambda W: (-W @ X_aug - 0.3 * W,)": "largest difference from the definition",
     },
     "toy_dynamics.decoupled": versions(
         DECOUPLED,

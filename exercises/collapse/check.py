@@ -107,8 +107,15 @@ def check_D():
             distance(p.T.tolist(), z.T.tolist()),
         "sum in place of the mean": 5 * distance(p.tolist(), z.tolist())})
     p, z = p.requires_grad_(), z.requires_grad_()
-    if not gradients(M.D(p, z), z)[0].any():
-        raise checking.Wrong("z gets no gradient: the stop-gradient is the caller's, not D's")
+    found = gradients(M.D(p, z), p, z)
+    for name, gradient in zip("pz", found):
+        if not gradient.any():
+            raise checking.Wrong(f"{name} gets no gradient: the stop-gradient is the caller's, not "
+                                 "D's")
+    of_p, of_z = p.detach(), z.detach()
+    compare(found, (slope(lambda x: distance(x.tolist(), of_z.tolist()), of_p),
+                    slope(lambda x: distance(of_p.tolist(), x.tolist()), of_z)),
+            what="the gradient of p or z")
 
 
 def of_simsiam(z1, z2, t1, t2, W, V, U, Q):
@@ -265,7 +272,10 @@ def metrics(z, root=True, normalise=True, diagonal=False, logarithm=True, less=1
 
 def check_collapse_metrics():
     z = torch.randn(40, 6, dtype=torch.double) @ torch.randn(6, 6, dtype=torch.double) + 0.5
+    before = z.clone()
     found = common.collapse_metrics(z)
+    if not torch.equal(z, before):
+        raise checking.Wrong("z itself has changed: write into a new tensor")
     wrongs = {"the rows are not l2-normalised first": metrics(z, normalise=False),
               "the factor sqrt(D) is missing": metrics(z, root=False),
               "the diagonal is in the sum": metrics(z, diagonal=True),
@@ -273,7 +283,8 @@ def check_collapse_metrics():
               "divided by B, not by B - 1": metrics(z, less=0),
               "not divided by D": metrics(z, over=False),
               "over the wrong axis: a row is an image": metrics(z.T)}
-    few = common.collapse_metrics(torch.randn(5, 8, dtype=torch.double))
+    few_z = torch.randn(5, 8, dtype=torch.double)
+    few = common.collapse_metrics(few_z)
     for name, value in metrics(z).items():
         if name not in found:
             raise checking.Wrong(f"there is no {name!r} in what is returned")
@@ -284,6 +295,8 @@ def check_collapse_metrics():
                                  f"eigenvalues are 0, or just below; they add 0 to the entropy")
         wrong = {words: values[name] for words, values in wrongs.items()}
         compare(found[name], value, wrong, what=name, tolerance=1e-4)
+    for name, value in metrics(few_z).items():
+        compare(few[name], value, what=f"{name} of 5 images in 8 dimensions", tolerance=1e-4)
 
 
 CHECKS = {"mirror_ablations.D": check_D, "mirror_ablations.simsiam": check_simsiam,

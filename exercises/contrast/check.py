@@ -186,6 +186,9 @@ def check_one_way():
                 (slope(lambda Z: one_way(unit(Z), Zb, tau, negatives), Za),
                  slope(lambda Z: one_way(Za, unit(Z), tau, negatives), Zb))},
             f'the gradient with "{negatives}"')
+        found = C.one_way(Za.float(), Zb.float(), 0.005, negatives)         # logits up to 200
+        compare(found.double(), one_way(Za, Zb, 0.005, negatives), what=f'the loss with '
+                f'"{negatives}" at tau = 0.005, where exp alone overflows in float32')
 
 
 def with_own(Za, Zb, tau, own, diagonal=-torch.inf):
@@ -204,6 +207,8 @@ def check_direct():
         "these are the last d0 dimensions": r[:, -3:],
         "these are rows, that is images: the dimensions are the columns": r[:3],
         "all of r is returned": r}, "prefix")
+
+    compare(C.Direct(7, 2, "prefix")(r), first[:, :2], what="prefix, d0 = 2")
 
     projector = C.Direct(7, 3, "random")
     projector.chosen.copy_(torch.tensor([5, 0, 3]))
@@ -267,6 +272,12 @@ def check_spectrum():
         raise Wrong(f"a negative eigenvalue ({found.min():.0e}), which is rounding: clamp at 0")
     if found.dtype != torch.double:
         raise Wrong("in float32 the figure, which goes down to 1e-8, shows rounding: use double()")
+    turn = torch.linalg.qr(torch.randn(5, 5))[0]           # no axis is a direction of its own
+    x = torch.randn(20, 5) * torch.tensor([1, 1, 1, 1, 1e-4]) @ turn        # float32
+    expected = eigenvalues(covariance(unit(x.double())))
+    if not checking.same(C.spectrum(x) / expected, torch.ones(5), 1e-2):
+        raise Wrong(f"the smallest eigenvalue here is {expected[-1]:.2g}, yours is "
+                    f"{C.spectrum(x)[-1]:.2g}: double() before the covariance, and clamp at 0")
 
 
 # ------------------------------------------------------------------------ the checks of toy_infonce
@@ -302,6 +313,10 @@ def check_toy_info_nce():
     compare(found, (first, second), {
         "z2 is detached: InfoNCE has no stop-gradient": (first, torch.zeros_like(z2))},
         "the gradient")
+    found = T.info_nce(10 * z1.float(), 10 * z2.float(), tau)
+    z1, z2 = 10 * z1, 10 * z2
+    compare(found.double(), nets(z1, z2), what="the loss of large dot products, where exp alone "
+            "overflows in float32", tolerance=1e-4)
 
 
 def check_toy_spectrum():

@@ -165,6 +165,10 @@ def check_components():
         for part, value, expected in zip(wrong, found, (basic, o_e, r_e)):
             mistakes = {words: tensor(x) for words, x in wrong[part].items()}
             compare(value, tensor(expected), mistakes, f"{kind}: {part}")
+    basic, extra, o_e = definition("infonce", v, 0.8)
+    for part, value, expected in zip(wrong, G.components("infonce", live, 0.8),
+                                     (basic, o_e, minus(extra, o_e))):
+        compare(value, tensor(expected), what=f"infonce at tau = 0.8, not {TAU}: {part}")
 
 
 def more_mistakes(kind, v, basic, extra, o_e):
@@ -231,7 +235,12 @@ def check_one_surrogate(kind, without):
     live = G.Letters(*(tensor(x).requires_grad_() for x in v))
     ours = [tensor(x).requires_grad_() for x in (basic, o_e, r_e)]
     given = [x.clone() for x in ours]                      # changing them in place is no error here
-    with mock.patch.object(G, "components", lambda *_, **__: tuple(given)):
+
+    def components(*asked, **named):
+        if [*asked, *named.values()] != [kind, live, TAU]:
+            raise Wrong(f"{what}: components(kind, v, tau) is called with other arguments")
+        return tuple(given)
+    with mock.patch.object(G, "components", components):
         loss = G.surrogate(kind, live, TAU, without)
     if loss is None:
         raise Wrong(f"{what}: nothing is returned")
@@ -339,6 +348,8 @@ def check_eta():
         "this is what is left of o_e, eta is the number": across})
     if not torch.is_tensor(found):
         raise Wrong("the number is right, but it is measured at every step: return a tensor")
+    o_e, o = torch.randn(2, 5, dtype=torch.double)
+    compare(G.eta(o_e, o), dot(o_e.tolist(), o.tolist()) / dot(o.tolist(), o.tolist()))
 
 
 CHECKS = {"gradient_components.letters": check_letters,

@@ -16,11 +16,11 @@ WEIGHTS = ("0.weight", "0.bias", "1.weight", "1.bias")
 AVERAGES = ("1.running_mean", "1.running_var")             # BatchNorm's, which are no parameters
 
 
-def small_net(counter):
+def small_net(counter, dtype):
     """A layer and a BatchNorm, with every number at random but BatchNorm's counter."""
-    net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).double()
+    net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).to(dtype)
     for tensor in net.state_dict().values():
-        if tensor.dtype == torch.double:
+        if tensor.dtype == dtype:
             tensor.copy_(torch.rand_like(tensor) + 0.5)
     net[1].num_batches_tracked.fill_(counter)
     return net
@@ -41,9 +41,16 @@ def mix(a, b, old, new):
     return mixed
 
 
-def check_target(net_class, m=0.9):
+def check_target(net_class):
+    """Nets train in float32."""
+    for m, dtype in ((0.9, torch.double), (0.6, torch.float)):
+        check_one_target(net_class, m, dtype)
+
+
+def check_one_target(net_class, m, dtype):
     # the target's counter is the larger: averaged it is 6, while 0.9 * 3 + 0.1 * 7 is cut off to 3
-    fake = SimpleNamespace(encoder=small_net(3), target=small_net(7).requires_grad_(False))
+    fake = SimpleNamespace(encoder=small_net(3, dtype),
+                           target=small_net(7, dtype).requires_grad_(False))
     new, old = values(fake.encoder), values(fake.target)
     net_class.update_target(fake, m)
     if not checking.same(values(fake.encoder), new, 1e-12):
@@ -102,7 +109,8 @@ STILL_ZERO = ("still zero: nothing is written there, or the new batch has weight
 def check_update_correlations(rho=0.7):
     fake = SimpleNamespace(correlations=torch.zeros(2, 3, 3), started=torch.zeros(()),
                            args=SimpleNamespace(rho=rho, proj_dim=3))
-    first, second = torch.rand(2, 4, 5, 3) + torch.tensor([0.2, -0.9, 0.4])        # z1, z2, t1, t2
+    batches = torch.rand(3, 4, 5, 3) + torch.tensor([0.2, -0.9, 0.4])              # z1, z2, t1, t2
+    first, second, third = batches
     P.DirectPred.update_correlations(fake, *first.clone())
     z1, z2, t1, t2 = first.tolist()
     z, t, n = z1 + z2, t2 + t1, len(z1 + z2)               # the rows of both views
@@ -144,6 +152,15 @@ def check_update_correlations(rho=0.7):
             "the old one is not multiplied by rho": old + (1 - rho) * now,
             "the factor 1 - rho of the new one is missing": rho * old + now},
             what=f"{what} after the second batch")
+    F, C = fake.correlations.clone()
+    P.DirectPred.update_correlations(fake, *third.clone())
+    z1, z2, t1, t2 = third.tolist()
+    z, t = z1 + z2, t2 + t1
+    for what, old, now, found in (("F", F, mean_product(z, z), fake.correlations[0]),
+                                  ("C", C, mean_product(t, z), fake.correlations[1])):
+        compare(found, rho * old + (1 - rho) * now, {
+            "started is 2 by now: it is 0, and from the first batch on 1":
+                2 * rho * old + (1 - 2 * rho) * now}, what=f"{what} after the third batch")
     check_half_precision(fake.args, first.bfloat16())
 
 
@@ -297,6 +314,9 @@ def check_directcopy_weight(eps=0.3):
             raise checking.Wrong("nan or inf in float32, in which nets train: F^4096 is too large, "
                                  "or all zeros; divide G by its length before each squaring")
         compare(found, case.weight(1, eps), what="W_p of an F in float32", tolerance=1e-4)
+    case = Case((1, 0.99, 0.5, 0.2))
+    compare(P.directcopy_weight(case.F, eps), case.weight(1, eps), tolerance=1e-6,
+            what="W_p of eigenvalues 1 and 0.99 (it takes 12 squarings to tell them apart)")
 
 
 def least_squares(z, t, ridge):
@@ -309,12 +329,17 @@ def least_squares(z, t, ridge):
 
 
 def check_optimal_weight():
-    z, t = torch.randn(2, 12, 4, dtype=torch.double)
-    z = z * torch.tensor([2.0, 1.0, 0.5, 0.2]) + 0.3
+    for d in (4, 3):
+        check_least_squares(d)
+
+
+def check_least_squares(d):
+    z, t = torch.randn(2, 12, d, dtype=torch.double)
+    z = z * torch.tensor([2.0, 1.0, 0.5, 0.2])[:d] + 0.3
     F, C = (mean_product(a.tolist(), z.tolist()) for a in (z, t))
-    trace = sum(F[k, k].item() for k in range(4))
-    ridge = 0.01 * trace / 4
-    right, R = least_squares(z, t, ridge), F + ridge * torch.eye(4, dtype=torch.double)
+    trace = sum(F[k, k].item() for k in range(d))
+    ridge = 0.01 * trace / d
+    right, R = least_squares(z, t, ridge), F + ridge * torch.eye(d, dtype=torch.double)
     compare(P.optimal_weight(F, C), right, {
         "transposed: W_p z should be t, with z as a column": right.T,
         "the wrong side: it is C F^-1, not F^-1 C": torch.linalg.solve(R, C),
@@ -325,8 +350,8 @@ def check_optimal_weight():
         "the ridge is a hundredth of the trace: the mean s is trace(F) / D":
             least_squares(z, t, 0.01 * trace),
         "the ridge is a hundredth of the trace times D: the mean s is trace(F) / D":
-            least_squares(z, t, 0.01 * trace * 4),
-        "the ridge is the mean s itself: a hundredth of it": least_squares(z, t, trace / 4),
+            least_squares(z, t, 0.01 * trace * d),
+        "the ridge is the mean s itself: a hundredth of it": least_squares(z, t, trace / d),
         "the ridge is added to every entry of F: it belongs to the diagonal":
             torch.linalg.solve(F + ridge, C.T).T,
         "the ridge is a hundredth of the largest s, not of the mean":

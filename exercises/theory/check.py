@@ -82,7 +82,11 @@ def moved(flow, *state):
 # ----------------------------------------------------------------------------------- toy_dynamics
 
 def check_lemma1():
-    alpha_p, eta, beta = 1.7, 0.3, 0.6
+    check_one_lemma1(1.7, 0.3, 0.6)
+    check_one_lemma1(0.8, 0.1, 0.25)
+
+
+def check_one_lemma1(alpha_p, eta, beta):
     W_p, W, W_a = randn(2, 2), randn(2, 3), randn(2, 3)
     X, X_aug = moment(IMAGES, IMAGES), moment(NOISE, NOISE)
     d_p, d, d_a = moved(T.lemma1(X, X_aug, alpha_p, eta, beta), W_p, W, W_a)
@@ -130,7 +134,12 @@ def check_lemma1():
 
 
 def check_no_predictor():
-    eta, W = 0.3, randn(2, 3)
+    check_decay(0.3)
+    check_decay(0.7)
+
+
+def check_decay(eta):
+    W = randn(2, 3)
     found, = moved(T.no_predictor(moment(NOISE, NOISE), eta), W)
     down = downhill(EYE, W, W)[1]
     both = -slope(lambda w: J(EYE, w, w), W)
@@ -399,6 +408,7 @@ def check_phi():
         "the mean over the patches in place of the sum": expected / 6,
         "the mean of the noise patches in place of their sum":
             cubes(W, sign, feature, noise / 4 ** (1 / 3), length)})
+    compare(P.phi(W[:, :2], sign, *rest), expected[..., :2], what="of two neurons")
     W.requires_grad_()
     if not gradients(P.phi(W, sign, *rest).sum(), W)[0].any():
         raise Wrong("W gets no gradient")
@@ -528,6 +538,9 @@ def check_rank_of_theory():
         "this is the sum of the positive eigenvalues: it has to be how many there are":
             total(lambda b: b > 0)},
         "the ranks at a = " + ", ".join(map(str, weights)))
+    for a in (12 * torch.rand(5)).tolist():
+        expected = sum(A_k + (1 - a) * c > 0 for A_k, c in zip(A, C))
+        compare(float(L.rank_of_theory(a)), float(expected), what=f"the rank at a = {a:.3f}")
 
 
 CHECKS = {"toy_dynamics.lemma1": check_lemma1, "toy_dynamics.no_predictor": check_no_predictor,
