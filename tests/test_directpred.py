@@ -1,9 +1,6 @@
 """The predictors that are set, F, and what a run leaves, against numpy and closed forms."""
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -252,38 +249,6 @@ def test_a_resumed_run_goes_on_as_if_uninterrupted(whole_and_cut, no_figure):
     spectrum = rows(f"whole/{file}")
     assert spectrum == rows(f"cut/{file}")
     assert [row["epoch"] for row in spectrum] == ["1"] * 12 + ["2"] * 12
-
-
-RANKS = """
-import os, sys
-sys.path.insert(0, sys.argv[1])
-import torch, common, directpred
-import torch.distributed as dist
-common.Run.draw = directpred.draw = common.save_figure = lambda *_: None               # for speed
-store = "file://" + os.path.abspath("store")
-dist.init_process_group("gloo", store, rank=int(sys.argv[2]), world_size=2)
-destroy, dist.destroy_process_group = dist.destroy_process_group, lambda: None
-flags = "--limit 32 --size 8 --batch-size 16 --epochs 1 --proj-hidden 32 --proj-dim 12"
-model = directpred.main(flags.split())
-mine = torch.cat([model.correlations.flatten(), model.predictor.weight.flatten()])
-both = [torch.empty_like(mine) for _ in range(2)]
-dist.all_gather(both, mine)
-assert torch.equal(*both) and mine.norm() > 0
-W, F = model.predictor.weight, model.correlations[0]
-assert torch.allclose(W, directpred.directpred_weight(F, 0.1))
-print("shared")
-destroy()
-"""
-
-
-def test_two_ranks_share_F_and_W(tmp_path):
-    command = [sys.executable, "-c", RANKS, str(Path(P.__file__).parent)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    ranks = [subprocess.Popen([*command, r], cwd=tmp_path, env=env, **pipes) for r in "01"]
-    for process in ranks:
-        out, error = process.communicate(timeout=120)
-        assert out.endswith("shared\n"), error
 
 
 # ------------------------------------------------------------------------------------------ runs

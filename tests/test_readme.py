@@ -2,7 +2,6 @@
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -87,12 +86,8 @@ def test_the_tables_are_what_compare_makes_of_the_csv_files(readme):
         assert (readme.parent / link).exists(), link
 
 
-def test_torchrun_command(tmp_path):
-    command, = (c for c in COMMANDS if c.startswith("torchrun"))
-    _, flag, script = command.split()
-    out = subprocess.run([sys.executable, "-m", "torch.distributed.run", flag, ROOT / script,
-                          "--dry-run"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert out.returncode == 0 and "2 processes" in out.stdout, out.stderr[-2000:]
+def test_the_torchrun_command_is_what_test_run_starts():
+    assert "torchrun --nproc-per-node=2 simsiam.py" in COMMANDS
 
 
 def test_loading_the_backbone_into_torchvision(in_tmp, fake_cifar):

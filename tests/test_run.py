@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import common
+import directpred
 import linear_eval
 import simsiam
 
@@ -210,33 +211,6 @@ def test_kill_at_a_random_moment_and_resume(uninterrupted, tmp_path):
     assert_same_run(folder, uninterrupted)
 
 
-KILL_IN_WRITE = """
-import os, signal, sys
-sys.path.insert(0, {root!r})
-import torch, simsiam
-real, calls = torch.save, []
-def save(obj, file, *rest):
-    real(obj, file, *rest)
-    calls.append(file)
-    if len(calls) == {when}:     # half of the file has reached the disk when the process dies
-        os.truncate(file, os.path.getsize(file) // 2)
-        os.kill(os.getpid(), signal.SIGKILL)
-torch.save = save
-simsiam.main({flags!r})
-"""
-
-
-def test_kill_during_a_random_write_and_resume(uninterrupted, tmp_path):
-    when = random.randint(1, 8)                            # 8 writes, 2 an epoch
-    code = KILL_IN_WRITE.format(root=str(ROOT), when=when, flags=SHORT)
-    died = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True)
-    assert died.returncode == -signal.SIGKILL, died.stderr
-    folder = tmp_path / FOLDER
-    assert any(f.suffix == ".part" for f in folder.iterdir()), when
-    simsiam.main(["--resume", str(folder)])
-    assert_same_run(folder, uninterrupted)
-
-
 def test_death_in_every_write_one_after_the_other(uninterrupted, in_tmp, monkeypatch):
     """Resumed and stopped again, in each of the 8 writes: backbone.pt and last.pt of 4 epochs."""
     class Death(BaseException):
@@ -362,6 +336,9 @@ def test_two_ranks_end_with_the_same_net(tmp_path):
         differ = [name for name in a if not torch.equal(a[name], b[name])]
         assert not [name for name in differ if ".running_" not in name], script
         assert len(a) > 30 and len(differ) > 3             # which they see half a batch each for
+        if script == "directpred":
+            F, W = a["correlations"][0], a["predictor.weight"]
+            assert torch.allclose(W, directpred.directpred_weight(F, 0.1)) and F.norm() > 0
 
 
 def test_a_killed_rank_ends_the_other(tmp_path):
