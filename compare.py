@@ -374,7 +374,7 @@ def draw_points(records, x, y, off_scale=""):
     from matplotlib.figure import Figure
     points, rows = [], by_label(records)
     rows.pop(off_scale, None)
-    figure = Figure(figsize=(8, max(5.2, 0.2 * len(rows))), layout="constrained")
+    figure = Figure(figsize=(8, max(6.2, 0.2 * len(rows))), layout="constrained")
     axis = figure.subplots()
     colors = {"none": "#08519c", "dimensional": "#fd8d3c", "complete": "#b10026"}
     for label, mine in rows.items():
@@ -387,7 +387,7 @@ def draw_points(records, x, y, off_scale=""):
         points.append((mean[1], mean[0], label, color))
     points.sort()
     low, high = axis.get_ylim()
-    gap, free = (high - low) / max(25, len(points)), low   # names must not overlap
+    gap, free = (high - low) / max(31, len(points)), low   # names must not overlap
     for i, (at_y, at_x, label, color) in enumerate(points):
         free = max(free, min(at_y, high - gap * (len(points) - i)))
         line = {"arrowstyle": "-", "lw": 0.5, "color": "0.7", "relpos": (0, 0.5)}
@@ -396,10 +396,16 @@ def draw_points(records, x, y, off_scale=""):
         free += gap
     for verdict, color in colors.items():
         axis.plot([], [], "o", color=color, label=f"collapse: {verdict}")
-    axis.legend(loc="best", fontsize=9)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=9)
     axis.set(xlabel=MEANS.get(x, x), ylabel=MEANS.get(y, y))
+    if y == f"{x}_weak":                                   # two labels of the same images
+        axis.set_xlabel(MEANS[y].replace("weak", "strong"))
     if "effective_rank" in x:
         axis.set_xscale("log")
+        low, high = axis.get_xlim()
+        ticks = [rank for rank in (1, 2, 3, 5, 10, 20, 30, 50) if low < rank < high]
+        axis.set_xticks(ticks, ticks)
+        axis.minorticks_off()
     if x.startswith("test_"):
         healthy = [point for point in points if point[3] == colors["none"]]
         axis.set_title(f"rank correlation {rank_correlation(points):.2f}, without what collapsed "
