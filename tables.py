@@ -214,7 +214,7 @@ TABLES = {
         ("least squares", "--predictor optimal", "40.67 (STL-10)", below("trained", 5)),
         ("DirectPred no EMA", "--predictor directpred --ema 0", "", None),
     ], DIRECT.replace("align", "effective_rank_lowest align"),
-        "effective_rank align commutator knn"),
+        "effective_rank align commutator asymmetry"),
     "alpha": Table(PRED, "Tian et al., Wang et al.: DirectSet's exponent and floor", [
         (label, f"--predictor directset {flags}", number, claim)
         for label, flags, number, claim in (
