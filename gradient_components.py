@@ -162,7 +162,7 @@ def loss_of(name, args, z1, z2, p1, p2, *own):
 # ----------------------------------------------------------------------------------------- network
 
 def make_projector(width, layers, dim, final_bn):
-    """Linear, BN, ReLU, ..., Linear, final BN, which hides complete collapse (see README)."""
+    """Linear, BN, ReLU, ..., Linear, final BN, which may hide complete collapse (see README)."""
     net = []
     for i in range(layers):
         net += [nn.Linear(dim if i else width, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU()]
@@ -327,11 +327,11 @@ def report(run, loss_names):
         for key in names:
             axis.plot(steps, [row[key] for row in rows], label=key)
         axis.set(xlabel="step", ylim=(-0.03, 1.05))
-    if loss_names[-1] == "infonce":                          # Fig. 5c
+    if loss_names[-1] == "infonce":                        # Fig. 5c
         for key in ("cos_r", "cos_o"):
             right.plot(TAUS, [found[f"{key}_{tau}"] for tau in TAUS], "o-", label=f"{key[-1]}$_e$")
         right.set(xlabel="τ", xscale="log", title="cosine with the de-correlation gradient")
-    elif loss_names[-1] == "bias":                           # A.8
+    elif loss_names[-1] == "bias":                         # A.8
         right.plot(steps, [row["b_theory"] for row in rows], label="(1 − m) / m · o, predicted")
         right.plot(steps, [row["b"] for row in rows], label="b, measured")
         right.set(xlabel="step", title="length of the bias")

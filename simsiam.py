@@ -41,7 +41,7 @@ def D(p, z):
 # ----------------------------------------------------------------------------------------- network
 
 def make_projector(width, layers, dim, final_bn):
-    """Linear, BN, ReLU, ..., Linear, final BN, which hides complete collapse (see README)."""
+    """Linear, BN, ReLU, ..., Linear, final BN, which may hide complete collapse (see README)."""
     net = []
     for i in range(layers):
         net += [nn.Linear(dim if i else width, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU()]
