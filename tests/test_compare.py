@@ -360,8 +360,8 @@ def test_curves_are_means_with_a_band_dashed_by_what_most_seeds_did(tmp_path):
         rows = [{"epoch": 7 * i, "m_o": m_o[seed][i], "effective_rank": 10.0 * seed + i}
                 for i in range(3)]
         common.append_csv(folder / "metrics.csv", rows)
-        common.append_csv(folder / "steps.csv", [{"epoch": 1, "step": 5, "m_o": 0.5},
-                                                 {"epoch": 1, "step": 6, "m_o": 0.5}])
+        common.append_csv(folder / "steps.csv", [{"epoch": 1, "step": step, "m_o": 0.5, "m_o_P": 1}
+                                                 for step in (5, 6)])
         result = {"verdict": verdict, "verdict_P": "dimensional"}
         (folder / "result.json").write_text(json.dumps(result))
         jobs.append(compare.Job("x", str(seed), "", [], folder))
@@ -375,8 +375,9 @@ def test_curves_are_means_with_a_band_dashed_by_what_most_seeds_did(tmp_path):
     assert band[:, 1].max() == pytest.approx((mean + spread).max())
     assert list(of_rank.lines[0].get_ydata()) == [10, 11]
     line, = compare.draw(jobs, ["m_o"], "steps.csv").axes[0].lines
-    assert list(line.get_xdata()) == [5, 6]
-    assert compare.draw(jobs, ["m_o", "m_o_P"], "metrics.csv").axes[0].lines[0].get_color()
+    assert list(line.get_xdata()) == [5, 6] and line.get_linestyle() == "--"
+    line, = compare.draw(jobs, ["m_o", "m_o_P"], "steps.csv").axes[0].lines
+    assert line.get_linestyle() == "-."                    # of P
 
 
 def test_seconds_count_only_where_a_run_had_all_threads(tmp_path, monkeypatch):

@@ -109,8 +109,8 @@ STILL_ZERO = ("still zero: nothing is written there, or the new batch has weight
 def check_update_correlations(rho=0.7):
     fake = SimpleNamespace(correlations=torch.zeros(2, 3, 3), started=torch.zeros(()),
                            args=SimpleNamespace(rho=rho, proj_dim=3))
-    batches = torch.rand(3, 4, 5, 3) + torch.tensor([0.2, -0.9, 0.4])              # z1, z2, t1, t2
-    first, second, third = batches
+    # each batch: z1, z2, t1, t2
+    first, second, third = torch.rand(3, 4, 5, 3) + torch.tensor([0.2, -0.9, 0.4])
     P.DirectPred.update_correlations(fake, *first.clone())
     z1, z2, t1, t2 = first.tolist()
     z, t, n = z1 + z2, t2 + t1, len(z1 + z2)               # the rows of both views
@@ -140,27 +140,21 @@ def check_update_correlations(rho=0.7):
     if not torch.is_tensor(fake.started):
         raise checking.Wrong("started is a buffer, and has to stay a tensor: started.fill_(1)")
 
-    P.DirectPred.update_correlations(fake, *second.clone())
-    z1, z2, t1, t2 = second.tolist()
-    z, t = z1 + z2, t2 + t1
-    for what, old, now, found in (("F", F, mean_product(z, z), fake.correlations[0]),
-                                  ("C", C, mean_product(t, z), fake.correlations[1])):
-        compare(found, rho * old + (1 - rho) * now, {
-            "rho and 1 - rho are exchanged: rho is the memory": (1 - rho) * old + rho * now,
-            "it is the second batch alone: set started to 1 after the first": now,
-            "it is still the first batch": old,
-            "the old one is not multiplied by rho": old + (1 - rho) * now,
-            "the factor 1 - rho of the new one is missing": rho * old + now},
-            what=f"{what} after the second batch")
-    F, C = fake.correlations.clone()
-    P.DirectPred.update_correlations(fake, *third.clone())
-    z1, z2, t1, t2 = third.tolist()
-    z, t = z1 + z2, t2 + t1
-    for what, old, now, found in (("F", F, mean_product(z, z), fake.correlations[0]),
-                                  ("C", C, mean_product(t, z), fake.correlations[1])):
-        compare(found, rho * old + (1 - rho) * now, {
-            "started is 2 by now: it is 0, and from the first batch on 1":
-                2 * rho * old + (1 - 2 * rho) * now}, what=f"{what} after the third batch")
+    for count, batch in (("second", second), ("third", third)):
+        F, C = fake.correlations.clone()
+        P.DirectPred.update_correlations(fake, *batch.clone())
+        z1, z2, t1, t2 = batch.tolist()
+        z, t = z1 + z2, t2 + t1
+        for what, old, now, found in (("F", F, mean_product(z, z), fake.correlations[0]),
+                                      ("C", C, mean_product(t, z), fake.correlations[1])):
+            compare(found, rho * old + (1 - rho) * now, {
+                "rho and 1 - rho are exchanged: rho is the memory": (1 - rho) * old + rho * now,
+                f"it is the {count} batch alone: set started to 1 after the first": now,
+                "nothing has changed: the new batch is not in it": old,
+                "the old one is not multiplied by rho": old + (1 - rho) * now,
+                "the factor 1 - rho of the new one is missing": rho * old + now,
+                "started is 2 by now: it is 0, and from the first batch on 1":
+                    2 * rho * old + (1 - 2 * rho) * now}, what=f"{what} after the {count} batch")
     check_half_precision(fake.args, first.bfloat16())
 
 
