@@ -53,8 +53,8 @@ FLAGS = {                                                  # of every script: de
     "dry_run": (False, "two steps of everything, in seconds"),
 }
 MAY_BE_ZERO = {"limit", "seed", "weight_decay", "pred_weight_decay", "warmup_epochs", "ema",
-               "jitter_p", "solarize_p", "rho", "eps", "momentum", "random_init"}
-BELOW_ONE = {"rho", "momentum"}                            # shares of the past
+               "jitter_p", "solarize_p", "rho", "eps", "bank_momentum", "random_init"}
+BELOW_ONE = {"rho", "bank_momentum"}                       # shares of the past
 AT_MOST_ONE = {"ema", "min_scale", "jitter_p", "solarize_p"}             # ema 1: a frozen target
 
 

@@ -27,8 +27,8 @@ import common
 
 # One dict a data set; every entry is also a flag, and a flag that is given wins.
 # lr is for a batch of 256: the rate used is lr * batch_size / 256.  pred_lr, inverse_lr: rates of h
-# and of inverse's second head over the encoder's, constant.  momentum: of the memory bank.
-MORE = dict(inverse_lr=1.0, n_aug=10, momentum=0.8)
+# and of inverse's second head over the encoder's, constant.
+MORE = dict(inverse_lr=1.0, n_aug=10, bank_momentum=0.8)
 RECIPES = {
     "patches": dict(                                                                          # ours
         arch="small", epochs=12, batch_size=64, lr=0.4, weight_decay=1e-3, warmup_epochs=1,
@@ -122,7 +122,7 @@ def moving_average(net, z1, z2):
 
     Not given by the papers: eta's rows start as random directions and stay normalised; the loss
     is not symmetric."""
-    m, Z2 = net.momentum, F.normalize(z2.float(), dim=1)
+    m, Z2 = net.bank_momentum, F.normalize(z2.float(), dim=1)
     eta = F.normalize(m * net.eta[net.images] + (1 - m) * Z2.detach(), dim=1)
     net.eta[net.images] = eta
     return D(z1, eta), None, None
@@ -256,7 +256,7 @@ def make_predictor(variant, dim, hidden):
 class Siamese(nn.Module):
     def __init__(self, args):
         super().__init__()
-        self.variant, self.momentum, dim = args.variant, args.momentum, args.proj_dim
+        self.variant, self.bank_momentum, dim = args.variant, args.bank_momentum, args.proj_dim
         backbone, width = common.make_backbone(args.arch)
         self.encoder = nn.Sequential()                     # f = projector after backbone
         self.encoder.backbone = backbone

@@ -143,7 +143,7 @@ TABLES = {
         ("FC of z", "--variant fc_of_z", "fails", below("tanh(FC)")),
         ("bias", "--variant bias", "49.82", not_complete),
         ("bias of z", "--variant bias_of_z", "fails", collapses),
-        ("stop-gradient alone", "--variant moving_average --momentum 0", "fails", collapses),
+        ("stop-gradient alone", "--variant moving_average --bank-momentum 0", "fails", collapses),
     ], "verdict knn linear std m_o effective_rank m_o_P cos_bias"),
     "scan": Table(MIRROR, "Wen & Li: the head's off-diagonals rise and fall", [
         (f"rate {rate:g} decay {decay:g}",

@@ -23,7 +23,7 @@ def make(variant, momentum=0.8):
     """-> net, z1, z2 in float64; z are leaves, so that their gradient is what f gets."""
     torch.manual_seed(0)
     args = M.parse(["--variant", variant, "--proj-dim", str(DIM), "--pred-hidden", "4"])
-    args = argparse.Namespace(**vars(args) | {"n_images": 10, "momentum": momentum})
+    args = argparse.Namespace(**vars(args) | {"n_images": 10, "bank_momentum": momentum})
     net = M.Siamese(args).double()
     for p in net.predictor.parameters() if net.predictor else ():
         if p.ndim == 1 or p.abs().sum() == 0:          # would hide terms: biases and E - I are 0
@@ -514,8 +514,8 @@ def test_label_of_same_batch_has_its_number_of_views():
 
 @pytest.mark.parametrize("flags, words", [
     ("--variant nonsense", "nonsense"), ("--variant same_batch --n-aug 1", "--n-aug"),
-    ("--momentum 1.5", "--momentum"), ("--momentum 1", "--momentum"),
-    ("--momentum -0.1", "--momentum"), ("--inverse-lr 0", "--inverse-lr")])
+    ("--bank-momentum 1.5", "--bank-momentum"), ("--bank-momentum 1", "--bank-momentum"),
+    ("--bank-momentum -0.1", "--bank-momentum"), ("--inverse-lr 0", "--inverse-lr")])
 def test_bad_input(flags, words, in_tmp, capsys):
     with pytest.raises(SystemExit) as stop:
         M.main(flags.split())
