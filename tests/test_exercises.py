@@ -2,6 +2,7 @@
 import ast
 import importlib.util
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -84,6 +85,10 @@ def test_the_folder(sheet, tmp_path):
         *make.SHEETS[sheet].fill, *make.SHEETS[sheet].copy, "requirements.txt", "check.py",
         "checking.py", "SHEET.md"}
     text = "\n".join(f.read_text() for f in folder.iterdir())
+    sheet_text = (folder / "SHEET.md").read_text()
+    code = "\n".join((folder / file).read_text() for file in make.SHEETS[sheet].fill)
+    for name in re.findall(r"`(?:self|net)\.(\w+)", sheet_text):
+        assert re.search(rf'\.{name}\b|"{name}"', code), name
     for s, file, name in CASES:
         if s == sheet:
             source = (ROOT / file).read_text()
@@ -98,7 +103,6 @@ def test_the_folder(sheet, tmp_path):
     assert all("not written yet" in line for line in lines[:-1]), out.stdout
     for file in make.SHEETS[sheet].fill:
         shutil.copyfile(ROOT / file, folder / file)
-    sheet_text = (folder / "SHEET.md").read_text()
     block = "".join(part.split("```")[0] for part in sheet_text.split("```bash\n")[1:])
     commands = ["check.py", *(line.split(" #")[0].split("python ")[1].strip()
                               for line in block.splitlines() if "compare.py" not in line)]
