@@ -45,6 +45,7 @@ CHOICES = {"arch": common.ARCHS, "final_bn": ("none", "noaffine", "affine"),
            "predictor": ("directpred", "directset", "directcopy", "optimal", "sgd", "symmetric")}
 FLAGS = {"predictor": ("directpred", "set from F (the first four), or trained: sgd, symmetric "
                                      "(kept symmetric after each step)"),
+         "center": (False, "F and C less the means of z and t: collapses without a final BN"),
          "freq": (1, "W_p is set after every so many steps, and trained in between"),
          "predictor_layers": (1, "of a trained predictor: 1, linear, or 2 with BN and ReLU")}
 
@@ -138,11 +139,13 @@ class DirectPred(nn.Module):
 
     @torch.no_grad()
     def update_correlations(self, z1, z2, t1, t2):
-        """F <- rho F + (1 - rho) E[z z^T] over the 2B rows of both views, not centred; likewise C
-        of E[t z^T], t of the other view.  Both in `correlations`.
+        """F <- rho F + (1 - rho) E[z z^T] over the 2B rows of both views, not centred but with
+        --center; likewise C of E[t z^T], t of the other view.  Both in `correlations`.
 
         The first batch is all of F: `started` is 0 before it and 1 after."""
         z, t = torch.cat([z1, z2]).float(), torch.cat([t2, t1]).float()                  # [2B, D]
+        if self.args.center:
+            z, t = z - common.mean_of_ranks(z.mean(0)), t - common.mean_of_ranks(t.mean(0))
         now = common.mean_of_ranks(torch.stack([z.T @ z, t.T @ z]) / len(z))
         self.correlations.lerp_(now, 1 - self.args.rho * self.started)
         self.started.fill_(1)

@@ -245,6 +245,18 @@ TABLES = {
             ("symmetric no EMA decay of W_p alone", "symmetric --weight-decay 0 --ema 0", "71.1",
              above("symmetric no EMA", -5)))               # by more than 5 points
     ], DIRECT),
+    "directset": Table(PRED, "Tian et al., Wang et al.: W_p set from E[z z^T], not centred", [
+        (label, f"--predictor {flags} --weight-decay 5e-3 --pred-weight-decay 5e-3 {NO_BN}", says,
+         claim) for label, flags, says, claim in (
+            ("trained", "sgd", "84.49", None),
+            ("DirectPred", "directpred", "85.21", above("trained", 3)),
+            ("DirectPred F centred", "directpred --center", "lower", below("DirectPred", 5)),
+            ("DirectCopy", "directcopy", "84.02", above("trained", 3)),
+            ("alpha 2", "directset --alpha 2", "82.96, lowest", below("DirectPred")),
+            ("eps 0", "directpred --eps 0", "76.77 (STL-10)", above("DirectPred", 3)),
+            ("eps 0.5", "directpred --eps 0.5", "75.06 (STL-10), lowest", below("DirectPred")),
+            ("least squares", "optimal", "40.67 (STL-10)", below("trained", 5)))
+    ], DIRECT),
     "directclr": Table(CLR, "Jing et al.: which projector is best for r?", [
         ("mlp", "--projector mlp", "66.5", above("direct")),
         ("linear", "--projector linear", "61.1", above("none")),

@@ -110,6 +110,15 @@ def test_F_is_the_closed_form_weighted_sum_of_its_batches(rho=0.7):
     assert np.allclose(net.correlations[1], C, atol=1e-6)
 
 
+def test_centred_F_and_C_are_covariances():
+    net = make("--center")
+    z1, z2, t1, t2 = torch.randn(4, 8, 12) + torch.randn(12)
+    net.update_correlations(z1, z2, t1, t2)
+    both = np.cov(np.r_[z1, z2].T, np.r_[t2, t1].T, bias=True)         # of z and t, [24, 24]
+    assert np.allclose(net.correlations[0], both[:12, :12], atol=1e-6)
+    assert np.allclose(net.correlations[1], both[12:, :12], atol=1e-6)
+
+
 @pytest.mark.parametrize("flags, is_set", [
     ("--predictor directpred", True), ("--predictor directcopy --ema 0", True),
     ("--predictor sgd", False), ("--predictor optimal --freq 3", False),

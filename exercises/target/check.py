@@ -108,7 +108,7 @@ STILL_ZERO = ("still zero: nothing is written there, or the new batch has weight
 
 def check_update_correlations(rho=0.7):
     fake = SimpleNamespace(correlations=torch.zeros(2, 3, 3), started=torch.zeros(()),
-                           args=SimpleNamespace(rho=rho, proj_dim=3))
+                           args=SimpleNamespace(rho=rho, proj_dim=3, center=False))
     # each batch: z1, z2, t1, t2
     first, second, third = torch.rand(3, 4, 5, 3) + torch.tensor([0.2, -0.9, 0.4])
     P.DirectPred.update_correlations(fake, *first.clone())
