@@ -20,9 +20,9 @@ import torch
 
 import common
 
-A = (3.0, 1.5, 1.0, 0.5, 0.2)               # eigenvalues of A0, what images differ in
-C = (0.3, 0.3, 2.0, 0.2, 0.6)               # of C, same directions: what augmentation changes
-SIGMA = tuple(A_k + c for A_k, c in zip(A, C))
+EIG_A0 = (3.0, 1.5, 1.0, 0.5, 0.2)          # eigenvalues of A0, what images differ in
+EIG_C = (0.3, 0.3, 2.0, 0.2, 0.6)           # of C, same directions: what augmentation changes
+EIG_SIGMA = tuple(A_k + c for A_k, c in zip(EIG_A0, EIG_C))
 WEIGHTS = (1.0, 1.4, 2.0, 4.0, 8.0, 12.0)   # a, of the alignment term of InfoNCE
 
 
@@ -164,7 +164,7 @@ def quartic_flow(W, B, Sigma, kappa):
 
 def eigenvalues_of_B(a):
     """Of InfoNCE by distance: B = A0 + (1 - a) C."""
-    return [A_k + (1 - a) * c for A_k, c in zip(A, C)]
+    return [A_k + (1 - a) * c for A_k, c in zip(EIG_A0, EIG_C)]
 
 
 def rank_of_theory(a):
@@ -172,10 +172,11 @@ def rank_of_theory(a):
     return len([b for b in eigenvalues_of_B(a) if b > 0])
 
 
-def infonce_spectrum(a, A=A, C=C):
+def infonce_spectrum(a, eig_A0=EIG_A0, eig_C=EIG_C):
     """Eigenvalues of W Sigma W^T at the minimum of population_infonce, one a mode:
     max(1/u - 1, 0), u = (sqrt(1 + 8 a c / sigma) - 1) / 2."""
-    return [max(2 / (math.sqrt(1 + 8 * a * c / (A_k + c)) - 1) - 1, 0.0) for A_k, c in zip(A, C)]
+    return [max(2 / (math.sqrt(1 + 8 * a * c / (A_k + c)) - 1) - 1, 0.0)
+            for A_k, c in zip(eig_A0, eig_C)]
 
 
 def water_filling(rho, kappa, bias):
@@ -238,9 +239,9 @@ def simulate(weights, A0, C, steps=1500, batch_size=128, lr=0.1, generator=None,
 # Each returns rows of (what, measured, theory) and functions that draw on an axis.
 
 def rotated(generator):
-    """-> A0, C with the eigenvalues of A and C along common random directions"""
+    """-> A0, C with the eigenvalues above along common random directions"""
     Q = torch.linalg.qr(torch.randn(5, 5, generator=generator, dtype=torch.double))[0]
-    return tuple(Q * torch.tensor(values, dtype=torch.double) @ Q.T for values in (A, C))
+    return tuple(Q * torch.tensor(values, dtype=torch.double) @ Q.T for values in (EIG_A0, EIG_C))
 
 
 def log_axis(axis, ticks):
@@ -264,7 +265,7 @@ def landscape(_, kappa=0.75):
 
     def draw(axis):
         for k, color in ((0, "C0"), (1, "C2"), (3, "C1"), (2, "C3")):
-            loss = -b[k] * w**2 + kappa * SIGMA[k] ** 2 * w**4
+            loss = -b[k] * w**2 + kappa * EIG_SIGMA[k] ** 2 * w**4
             fate = "lives" if b[k] > 0 else "collapses"
             axis.plot(w.tolist(), loss.tolist(), color=color, lw=2,
                       label=f"b = {b[k]:+.1f}: {fate}")
@@ -279,13 +280,13 @@ def landscape(_, kappa=0.75):
 def ranks(generator):
     """Stronger alignment, or stronger augmentation, kills one dimension after the other; the last
     one is complete collapse."""
-    A0, C_ = rotated(generator)
+    A0, C = rotated(generator)
     start = 0.05 * torch.randn(1, 5, 5, generator=generator, dtype=torch.double)
     start, weights = start.repeat(len(WEIGHTS), 1, 1), torch.tensor(WEIGHTS)
-    W_sgd = simulate(WEIGHTS, A0, C_, generator=generator)
-    W_gd = descend(lambda W: population_infonce(W, A0, C_, weights), start)[0]
-    rank_sgd = (spectrum(W_sgd, A0 + C_) > 1e-2).sum(1).tolist()            # [weights]
-    e_gd = spectrum(W_gd, A0 + C_)                                          # [weights, 5]
+    W_sgd = simulate(WEIGHTS, A0, C, generator=generator)
+    W_gd = descend(lambda W: population_infonce(W, A0, C, weights), start)[0]
+    rank_sgd = (spectrum(W_sgd, A0 + C) > 1e-2).sum(1).tolist()             # [weights]
+    e_gd = spectrum(W_gd, A0 + C)                                           # [weights, 5]
     rank_gd = (e_gd > 1e-3).sum(1).tolist()
     rows = []
     for i, a in enumerate(WEIGHTS):
@@ -306,12 +307,12 @@ def ranks(generator):
 
 def spectra(generator):
     """Minima of the other losses, eigenvalue by eigenvalue: their population forms are exact."""
-    A0, C_ = rotated(generator)
-    Sigma, s = A0 + C_, 2.0
+    A0, C = rotated(generator)
+    Sigma, s = A0 + C, 2.0
     start = 0.3 * torch.randn(1, 5, 5, generator=generator, dtype=torch.double)
-    B = 2 * A0 + 2 * (1 - s) * C_                                           # of VICReg
-    of_spectral = [A_k / sigma for A_k, sigma in zip(A, SIGMA)]
-    of_vicreg = [max(1 - s * c / sigma, 0.0) for c, sigma in zip(C, SIGMA)]
+    B = 2 * A0 + 2 * (1 - s) * C                                            # of VICReg
+    of_spectral = [A_k / sigma for A_k, sigma in zip(EIG_A0, EIG_SIGMA)]
+    of_vicreg = [max(1 - s * c / sigma, 0.0) for c, sigma in zip(EIG_C, EIG_SIGMA)]
     cases = (                                           # loss, M, eigenvalues of W M W^T
         ("spectral contrastive", lambda W: population_quartic(W, 2 * A0, Sigma, 1.0),
          Sigma, of_spectral),
@@ -346,10 +347,10 @@ def saddles(generator, K=4, kappa=0.75):
 def normalisation(generator, kappa=0.75):
     """E|f|^2 = 1 forbids complete collapse, not that of dimensions (water-filling); a bias, which
     can carry the norm, allows it again."""
-    A0, C_ = rotated(generator)
+    A0, C = rotated(generator)
     cases = ((4.0, False), (4.0, True), (12.0, False), (12.0, True))        # a, with a bias?
     a, has_bias = torch.tensor(cases, dtype=torch.double).T
-    B, Sigma = A0 + (1 - a[:, None, None]) * C_, A0 + C_
+    B, Sigma = A0 + (1 - a[:, None, None]) * C, A0 + C
     start = 0.3 * torch.randn(5, 5, generator=generator, dtype=torch.double).repeat(4, 1, 1)
     start_bias = torch.full((4,), 0.3, dtype=torch.double)
 
@@ -364,7 +365,7 @@ def normalisation(generator, kappa=0.75):
     of_bias = [1 - sum(share) for share in shares]
     rows = []
     for (weight, with_bias), share, rest in zip(cases, shares, of_bias):
-        rho = [b / sigma for b, sigma in zip(eigenvalues_of_B(weight), SIGMA)]
+        rho = [b / sigma for b, sigma in zip(eigenvalues_of_B(weight), EIG_SIGMA)]
         formula = sorted(water_filling(rho, kappa, with_bias), reverse=True)
         name = "normalised, with bias" if with_bias else "normalised"
         rows.append((f"a = {weight:g}, {name}: largest error of the spectrum",
@@ -427,15 +428,15 @@ def imbalance(generator, c=0.1):
     shares = (0.03, 0.05, 0.1, 0.2, 0.35, 0.5)
     q = torch.tensor(shares, dtype=torch.double)
     A0 = torch.diag_embed(torch.stack([q, 1 - q], 1))                       # [S, 2, 2]
-    C_ = c * torch.eye(2, dtype=torch.double)
+    C = c * torch.eye(2, dtype=torch.double)
     start = torch.tensor([[0.5, 0.1], [-0.1, 0.5]], dtype=torch.double).repeat(len(shares), 1, 1)
     at, noise = (0.1, 0.9), (c, c)                      # q = 0.1: eigenvalues of W Sigma W^T there
     losses = {
-        "InfoNCE": (lambda W: population_infonce(W, A0, C_), infonce_spectrum(1.0, at, noise)),
-        "InfoNCE, a = 3": (lambda W: population_infonce(W, A0, C_, 3.0),
+        "InfoNCE": (lambda W: population_infonce(W, A0, C), infonce_spectrum(1.0, at, noise)),
+        "InfoNCE, a = 3": (lambda W: population_infonce(W, A0, C, 3.0),
                            infonce_spectrum(3.0, at, noise)),
         "spectral contrastive, VICReg": (                                   # s = mu = 1
-            lambda W: population_quartic(W, 2 * A0, A0 + C_, 1.0),
+            lambda W: population_quartic(W, 2 * A0, A0 + C, 1.0),
             (0.1 / (0.1 + c), 0.9 / (0.9 + c))),
         "Barlow Twins": (lambda W: population_quartic(W, 2 * A0, A0, 1.0),
                          ((0.1 + c) / 0.1, (0.9 + c) / 0.9)),
@@ -463,7 +464,7 @@ def stepwise(generator, kappa=0.75, h=0.002, time=25.0):
     Simon et al. 2023, arXiv 2303.15438).  |W v_k|^2 is logistic, rate 4 b_k, and at half its end,
     b_k / (2 kappa sigma_k^2), after ln(end / start - 1) / (4 b_k); start: of the part of W v_k
     across the earlier modes, since later the rest is theirs."""
-    b, sigma = torch.tensor((A, SIGMA), dtype=torch.double)                 # of B, along its v_k
+    b, sigma = torch.tensor((EIG_A0, EIG_SIGMA), dtype=torch.double)     # of B, along its v_k
     W = 1e-3 * torch.randn(5, 5, generator=generator, dtype=torch.double)
     start, end = torch.linalg.qr(W)[1].diagonal().square(), b / (2 * kappa * sigma**2)
     expected = ((end / start - 1).log() / (4 * b)).tolist()
@@ -473,12 +474,12 @@ def stepwise(generator, kappa=0.75, h=0.002, time=25.0):
         W = W + h * quartic_flow(W, b.diag(), sigma.diag(), kappa)
     curves = torch.stack(curves)                                            # [T, 5]
     rows = [(f"b = {b_k:g}: time when half is learnt", h * i, f"about {t:.3f}")
-            for b_k, i, t in zip(A, (curves > 0.5).double().argmax(0).tolist(), expected)]
+            for b_k, i, t in zip(EIG_A0, (curves > 0.5).double().argmax(0).tolist(), expected)]
 
     def draw(axis):
         for k in range(5):
             t = [h * i for i in range(0, len(curves), 20)]
-            axis.plot(t, curves[::20, k].tolist(), color=f"C{k}", label=f"b = {A[k]:g}")
+            axis.plot(t, curves[::20, k].tolist(), color=f"C{k}", label=f"b = {EIG_A0[k]:g}")
             axis.axvline(expected[k], color=f"C{k}", ls=":")
         axis.set(title="small W: one mode after the other (dotted: theory)", xlabel="t",
                  xscale="log", xlim=(0.3, time), ylabel="|W v|² over its end")

@@ -381,7 +381,7 @@ def test_landscape_numbers(in_tmp, monkeypatch):
 
 def test_a_mode_grows_along_its_logistic_curve(kappa=0.75, time=6.0):
     """The flow by autograd and Runge-Kutta, from a W whose modes are orthogonal: no interplay."""
-    A, Sigma = (torch.tensor(x).double() for x in (landscape.A, landscape.SIGMA))
+    A, Sigma = (torch.tensor(x).double() for x in (landscape.EIG_A0, landscape.EIG_SIGMA))
     W0 = torch.linalg.qr(randn(5, 5))[0] * torch.linspace(0.01, 0.05, 5).double()
 
     def downhill(W):
@@ -412,7 +412,7 @@ def test_modes_are_learnt_at_the_predicted_times():
 def test_known_spectra_of_the_landscape():
     known = [5.3642, 2.7913, 0.3187, 1.4611, 0.2153]
     assert landscape.infonce_spectrum(1.0) == pytest.approx(known, abs=1e-4)
-    rho = [(a - 11 * c) / (a + c) for a, c in zip(landscape.A, landscape.C)]
+    rho = [(a - 11 * c) / (a + c) for a, c in zip(landscape.EIG_A0, landscape.EIG_C)]
     known = [0.803, 0.197, 0, 0, 0]
     assert landscape.water_filling(rho, 0.75, False) == pytest.approx(known, abs=1e-3)
     # a bias keeps what (0.3 - 0) / 1.5 leaves; nothing is left of a spectrum without positive rho
