@@ -334,7 +334,8 @@ def draw(jobs, columns, name):
         for i, label in enumerate(group):
             mine = [job for job in jobs if job.label == label]
             key = "verdict_P" if "m_o_P" in columns else "verdict"
-            verdicts = [json.loads((job.folder / "result.json").read_text())[key] for job in mine]
+            results = [json.loads((job.folder / "result.json").read_text()) for job in mine]
+            verdicts = [result.get(key, result["verdict"]) for result in results]
             verdict = statistics.median_high(verdicts)     # of most; complete < dimensional < none
             style = {"none": dict(color=cool[i]), "dimensional": dict(color=warm[i], ls="-."),
                      "complete": dict(color=warm[i], ls="--")}[verdict]

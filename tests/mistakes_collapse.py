@@ -24,6 +24,9 @@ MISTAKES = {
         "p1, p2 = net.predictor(z1), net.predictor(z2)\n"
         "return D(p1, z2.detach()) / 2 + D(p2, z1.detach()) / 2, p1, p2": "a target is detached",
         "return D(z1, z2), None, None": "no predictor",
+        "p1, p2 = net.predictor(z1), net.predictor(z2)\nreturn D(p1, p2), p1, p2":
+            "the targets are z1 and z2",
+        "p1, p2 = net.predictor(z1), net.predictor(z2)\nreturn D(p1, z2), p1, p2": "exchanged",
     },
     "mirror_ablations.naive": {
         "return D(net.predictor(z1), z2) / 2 + D(net.predictor(z2), z1) / 2, None, None":
@@ -37,12 +40,18 @@ MISTAKES = {
         "return D(z1, p2.detach()) / 2 + D(z2, p1.detach()) / 2, p1, p2": "h learns nothing",
         "p1, p2 = net.predictor(z1), net.predictor(z2)\n"
         "return D(z1, p2) / 2 + D(z2, p1) / 2, p1, p2": "no stop-gradient",
+        "p1, p2 = net.predictor(z1.detach()), net.predictor(z2.detach())\n"
+        "return D(z1, p2), p1, p2": "exchanged",
     },
     "mirror_ablations.symmetric": {
         "p1, p2 = net.predictor(z1), net.predictor(z2)\n"
         "return D(p1, z2.detach()) / 2 + D(p2, z1.detach()) / 2, p1, p2": "that is SimSiam",
         "p1, p2 = net.predictor(z1), net.predictor(z2)\n"
         "return D(p1, p2), p1, p2": "no stop-gradient",
+        "p1, p2 = net.predictor(z1), net.predictor(z2)\n"
+        "return D(p1, p2.detach()), p1, p2": "exchanged",
+        "p1, p2 = net.predictor(z1), net.predictor(z2)\n"
+        "return D(p1.detach(), p2), p1, p2": "p2 learns from p1",
     },
     "mirror_ablations.inverse": {
         "h, h_inv = net.predictor, net.inverse\n"
@@ -61,12 +70,36 @@ MISTAKES = {
         "loss_inv = D(h_inv(p1.detach()), t1) / 2 + D(h_inv(p2.detach()), t2) / 2\n"
         "loss_enc = D(p1, h_inv(p2)) / 2 + D(p2, h_inv(p1)) / 2\n"
         "return loss_pred + loss_inv + loss_enc, p1, p2": "no stop-gradient on its target",
+        "h, h_inv = net.predictor, net.inverse\n"
+        "p1, p2, t1, t2 = h(z1), h(z2), z1.detach(), z2.detach()\n"
+        "loss_pred = D(h(t1), t2) / 2 + D(h(t2), t1) / 2\n"
+        "loss_inv = D(h_inv(p1.detach()), t1) / 2 + D(h_inv(p2.detach()), t2) / 2\n"
+        "return loss_pred + loss_inv + D(p1, h_inv(p2).detach()), p1, p2": "in the last term one",
+        "h, h_inv = net.predictor, net.inverse\n"
+        "p1, p2, t1, t2 = h(z1), h(z2), z1.detach(), z2.detach()\n"
+        "loss_pred = D(h(t1), z2) / 2 + D(h(t2), z1) / 2\n"
+        "loss_inv = D(h_inv(p1.detach()), t1) / 2 + D(h_inv(p2.detach()), t2) / 2\n"
+        "loss_enc = D(p1, h_inv(p2).detach()) / 2 + D(p2, h_inv(p1).detach()) / 2\n"
+        "return loss_pred + loss_inv + loss_enc, p1, p2": "target z is not stopped",
+        "h, h_inv = net.predictor, net.inverse\n"
+        "p1, p2, t1, t2 = h(z1.detach()), h(z2.detach()), z1.detach(), z2.detach()\n"
+        "loss_pred = D(p1, t2) / 2 + D(p2, t1) / 2\n"
+        "loss_inv = D(h_inv(p1.detach()), t1) / 2 + D(h_inv(p2.detach()), t2) / 2\n"
+        "loss_enc = D(p1, h_inv(p2).detach()) / 2 + D(p2, h_inv(p1).detach()) / 2\n"
+        "return loss_pred + loss_inv + loss_enc, p1, p2": "f learns nothing",
     },
     "mirror_ablations.simsiam_l2": {
         "p1, p2 = net.predictor(z1), net.predictor(z2)\n"
         "return D(p1, z2.detach()) / 2 + D(p2, z1.detach()) / 2, p1, p2": "not normalised",
         "p1, p2 = net.predictor(F.normalize(z1, dim=1)), net.predictor(F.normalize(z2, dim=1))\n"
         "return D(p1, z2) / 2 + D(p2, z1) / 2, p1, p2": "no stop-gradient",
+        "p1, p2 = net.predictor(F.normalize(z1, dim=0)), net.predictor(F.normalize(z2, dim=0))\n"
+        "return D(p1, z2.detach()) / 2 + D(p2, z1.detach()) / 2, p1, p2": "wrong axis",
+        "Z1, Z2 = F.normalize(z1.detach(), dim=1), F.normalize(z2.detach(), dim=1)\n"
+        "p1, p2 = net.predictor(Z1), net.predictor(Z2)\n"
+        "return D(p1, z2.detach()) / 2 + D(p2, z1.detach()) / 2, p1, p2": "f learns nothing",
+        "p1, p2 = net.predictor(F.normalize(z1, dim=1)), net.predictor(F.normalize(z2, dim=1))\n"
+        "return D(p1, z2.detach()), p1, p2": "exchanged",
     },
     "common.collapse_metrics": {},
 }
@@ -91,5 +124,9 @@ for changed, words in ((dict(start="z"), "l2-normalised"), (dict(root="1"), "sqr
                        (dict(start="F.normalize(z.mul_(2), dim=1)"), "z itself has changed")):
     body = METRICS.format(**{**RIGHT, **changed})
     MISTAKES["common.collapse_metrics"][body] = words
+for right, wrong, words in (("o.norm()", "o.norm() ** 2", "length is squared"),
+                            ("Z.std(0).mean()", "Z.var(0).mean().sqrt()", "mean of the roots"),
+                            ("eig = eig / eig.sum()", "", "divided by their sum")):
+    MISTAKES["common.collapse_metrics"][METRICS.format(**RIGHT).replace(right, wrong)] = words
 body = METRICS.format(**RIGHT).replace("1e-12", "1e-3")
 MISTAKES["common.collapse_metrics"][body] = "of 5 images in 8 dimensions"

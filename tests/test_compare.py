@@ -382,6 +382,10 @@ def test_curves_are_means_with_a_band_dashed_by_what_most_seeds_did(tmp_path):
     assert list(line.get_xdata()) == [5, 6] and line.get_linestyle() == "--"
     line, = compare.draw(jobs, ["m_o", "m_o_P"], "steps.csv").axes[0].lines
     assert line.get_linestyle() == "-."                    # of P
+    for job in jobs:                                       # of a script without one of P
+        (job.folder / "result.json").write_text('{"verdict": "complete"}')
+    line, = compare.draw(jobs, ["m_o_P"], "steps.csv").axes[0].lines
+    assert line.get_linestyle() == "--"
 
 
 def test_seconds_count_only_where_a_run_had_all_threads(tmp_path, monkeypatch):

@@ -34,6 +34,10 @@ def unit(z):
     return [[x / math.sqrt(sum(y * y for y in row)) for x in row] for row in z]
 
 
+def columns_unit(z):
+    return [list(row) for row in zip(*unit(zip(*z)))]
+
+
 class Siamese:
     """A loss as what each of its letters is: z1, z2, W, U live, so that they get a gradient; t1,
     t2, V, Q the same numbers behind a stop-gradient.  W, V: of h; U, Q: of h_inv."""
@@ -150,6 +154,9 @@ def of_inverse(z1, z2, t1, t2, W, V, U, Q):
     return trains_h + trains_h_inv + trains_f
 
 
+ONE = "one direction alone: the views have to be exchanged too"
+
+
 def check_simsiam():
     check_loss(M.simsiam, of_simsiam, {
         "no stop-gradient: the targets z1 and z2 have to be detached": of_no_stopgrad,
@@ -162,14 +169,16 @@ def check_simsiam():
         "p1 is compared with z1: its target is the other view, z2":
             lambda z1, z2, t1, t2, W, V, U, Q:
                 distance(linear(W, z1), t1) / 2 + distance(linear(W, z2), t2) / 2,
-        "one direction alone: the views have to be exchanged too":
-            lambda z1, z2, t1, t2, W, V, U, Q: distance(linear(W, z1), t2),
+        ONE: lambda z1, z2, t1, t2, W, V, U, Q: distance(linear(W, z1), t2),
         "the target is p2: that is `symmetric`": of_symmetric})
 
 
 def check_no_stopgrad():
     check_loss(M.no_stopgrad, of_no_stopgrad, {
         "a target is detached: here both paths get a gradient": of_simsiam,
+        "both sides have the predictor: the targets are z1 and z2":
+            lambda z1, z2, t1, t2, W, V, U, Q: distance(linear(W, z1), linear(W, z2)),
+        ONE: lambda z1, z2, t1, t2, W, V, U, Q: distance(linear(W, z1), z2),
         "there is no predictor: D(z1, z2) is `naive`": of_naive})
 
 
@@ -192,6 +201,7 @@ def check_mirror():
         "no stop-gradient: z has to be detached where it enters h":
             lambda z1, z2, t1, t2, W, V, U, Q:
                 distance(z1, linear(W, z2)) / 2 + distance(z2, linear(W, z1)) / 2,
+        ONE: lambda z1, z2, t1, t2, W, V, U, Q: distance(z1, linear(W, t2)),
         "z1 is detached too, so that f learns nothing":
             lambda z1, z2, t1, t2, W, V, U, Q:
                 distance(t1, linear(W, t2)) / 2 + distance(t2, linear(W, t1)) / 2})
@@ -200,6 +210,9 @@ def check_mirror():
 def check_symmetric():
     check_loss(M.symmetric, of_symmetric, {
         "the target has no predictor: that is SimSiam": of_simsiam,
+        ONE: lambda z1, z2, t1, t2, W, V, U, Q: distance(linear(W, z1), linear(V, t2)),
+        f"{ONE} (p2 learns from p1)":
+            lambda z1, z2, t1, t2, W, V, U, Q: distance(linear(V, t1), linear(W, z2)),
         "no stop-gradient: the target p has to be detached":
             lambda z1, z2, t1, t2, W, V, U, Q: distance(linear(W, z1), linear(W, z2)),
         "z is detached, but not p: then the target's path trains h":
@@ -229,10 +242,15 @@ def check_inverse():
             "the last term's target is p2, without h_inv": h + h_inv + enc(q1, q2),
             "the last term compares p1 with h_inv(p1): the target is the other view":
                 h + h_inv + enc(linear(Q, q2), linear(Q, q1)),
+            f"in the last term {ONE}": h + h_inv + distance(p1, linear(Q, q2)),
+            "z is stopped in the last term too, so that f learns nothing":
+                h + h_inv + enc(linear(Q, q1), linear(Q, q2), linear(W, t1), linear(W, t2)),
             "the last term has z1 where p1 belongs":
                 h + h_inv + enc(linear(Q, q1), linear(Q, q2), z1, z2),
             "p is not stopped before h_inv in the term that trains h_inv":
                 h + right + distance(linear(U, p1), t1) / 2 + distance(linear(U, p2), t2) / 2,
+            "the target z is not stopped in the term that trains h":
+                h_inv + right + distance(linear(W, t1), z2) / 2 + distance(linear(W, t2), z1) / 2,
             "z is not stopped before h in the term that trains h":
                 h_inv + right + distance(p1, t2) / 2 + distance(p2, t1) / 2,
             "the term that trains h_inv compares h_inv(p1) with z2: it should find z1 again":
@@ -247,12 +265,21 @@ def check_inverse():
 def check_simsiam_l2():
     check_loss(M.simsiam_l2, of_normalised, {
         "the input of h is not normalised": of_simsiam,
+        ONE: lambda z1, z2, t1, t2, W, V, U, Q: distance(linear(W, unit(z1)), t2),
+        "normalised over the wrong axis: a row is an image":
+            lambda z1, z2, t1, t2, W, V, U, Q:
+                distance(linear(W, columns_unit(z1)), t2) / 2 +
+                distance(linear(W, columns_unit(z2)), t1) / 2,
+        "h's input is detached, so that f learns nothing":
+            lambda z1, z2, t1, t2, W, V, U, Q:
+                distance(linear(W, unit(t1)), t2) / 2 + distance(linear(W, unit(t2)), t1) / 2,
         "no stop-gradient: the targets z1 and z2 have to be detached":
             lambda z1, z2, t1, t2, W, V, U, Q:
                 distance(linear(W, unit(z1)), z2) / 2 + distance(linear(W, unit(z2)), z1) / 2})
 
 
-def metrics(z, root=True, normalise=True, diagonal=False, logarithm=True, less=1, over=True):
+def metrics(z, root=True, normalise=True, diagonal=False, logarithm=True, less=1, over=True,
+            mean_of_roots=True, length=True, shares=True):
     """collapse_metrics in loops; the switches are for mistakes"""
     Z = unit(z.tolist()) if normalise else z.tolist()
     n, d = len(Z), len(Z[0])
@@ -260,9 +287,11 @@ def metrics(z, root=True, normalise=True, diagonal=False, logarithm=True, less=1
     R = [[x - m for x, m in zip(row, o)] for row in Z]
     cov = [[sum(row[i] * row[j] for row in R) / (n - less) for j in range(d)] for i in range(d)]
     s = torch.linalg.eigvals(torch.tensor(cov, dtype=torch.double)).real.clamp(min=1e-300).tolist()
-    share = [x / sum(s) for x in s]
-    return {"std": sum(math.sqrt(cov[k][k]) for k in range(d)) / d * (math.sqrt(d) if root else 1),
-            "m_o": math.sqrt(sum(x * x for x in o)),
+    share = [x / (sum(s) if shares else 1) for x in s]
+    std = sum(math.sqrt(cov[k][k]) for k in range(d)) / d
+    std = std if mean_of_roots else math.sqrt(sum(cov[k][k] for k in range(d)) / d)
+    m_o = math.sqrt(sum(x * x for x in o))
+    return {"std": std * (math.sqrt(d) if root else 1), "m_o": m_o if length else m_o**2,
             "m_r": sum(math.sqrt(sum(x * x for x in row)) for row in R) / n,
             "effective_rank": math.exp(-sum(x * math.log(x) for x in share))
             if logarithm else -sum(x * math.log(x) for x in share),
@@ -282,6 +311,10 @@ def check_collapse_metrics():
               "the exp of the entropy is missing": metrics(z, logarithm=False),
               "divided by B, not by B - 1": metrics(z, less=0),
               "not divided by D": metrics(z, over=False),
+              "the root of the mean variance: take the mean of the roots":
+                  metrics(z, mean_of_roots=False),
+              "the length is squared": metrics(z, length=False),
+              "the eigenvalues are not divided by their sum": metrics(z, shares=False),
               "over the wrong axis: a row is an image": metrics(z.T)}
     few_z = torch.randn(5, 8, dtype=torch.double)
     few = common.collapse_metrics(few_z)
