@@ -118,6 +118,7 @@ def setup(args):
     # glibc: once a block of 32 MB was freed, malloc keeps smaller ones instead of giving their
     # pages back to the kernel at every step; on a CPU that makes augment twice as fast.
     torch.empty(8_000_000)
+    torch.set_flush_denormal(True)                         # a CPU crawls where weights decay to 0
     torch.set_float32_matmul_precision("high")                                    # TF32 on CUDA
     name = args.device
     if name == "auto":
