@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -119,6 +120,7 @@ def setup(args):
     # pages back to the kernel at every step; on a CPU that makes augment twice as fast.
     torch.empty(8_000_000)
     torch.set_flush_denormal(True)                         # a CPU crawls where weights decay to 0
+    warnings.filterwarnings("ignore", "The value of the smallest subnormal")       # numpy, of that
     torch.set_float32_matmul_precision("high")                                    # TF32 on CUDA
     name = args.device
     if name == "auto":
