@@ -101,6 +101,8 @@ MISTAKES = {
     },
     "directpred.directset_weight": {
         "s, U = torch.linalg.eigh(F)\n"
+        "return (U * ((s.abs() / s[-1]) ** alpha + eps)) @ U.T": "its absolute value does not",
+        "s, U = torch.linalg.eigh(F)\n"
         "return U * (s.clamp(min=0) ** alpha + eps) @ U.T": "there is no norm",
         "s, U = torch.linalg.eigh(F)\n"
         "p = s.clamp(min=0) ** alpha\n"

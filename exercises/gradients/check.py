@@ -322,7 +322,7 @@ def check_decorrelation_loss():
         "the covariances are not squared": decorrelation(rows, power=1),
         "each pair counts once: i, j and j, i are both in the sum": decorrelation(rows) / 2,
         "the rows are divided by their length: take z as it is": decorrelation(unit(rows)),
-        "these are correlations, the columns are not standardised":
+        "these are correlations: do not divide by the standard deviations":
             decorrelation(rows, correlation=True),
         "over the wrong axis: a row is an image, the covariance is [D, D]":
             decorrelation(transposed(rows))})
