@@ -229,7 +229,7 @@ MISTAKES = {
     "toy_landscape.rank_of_theory": {
         "return len([b for b in eigenvalues_of_B(a) if b >= 0])": "does not live",
         "return len([b for b in eigenvalues_of_B(a) if b < 0])": "the dead ones",
-        "return sum(A_k - a * c > 0 for A_k, c in zip(A, C))": "this is of A0 - a C",
+        "return sum(A_k - a * c > 0 for A_k, c in zip(EIG_A0, EIG_C))": "this is of A0 - a C",
         "return len(eigenvalues_of_B(a))": "always 5",
         "return sum(b != 0 for b in eigenvalues_of_B(a))": "not 0",
         "return eigenvalues_of_B(a)": "a list",
