@@ -76,6 +76,9 @@ def test_every_table_has_its_command_and_its_place():
     for file in RESULTS.glob("*.csv"):
         data_of_a_picture = file.stem.startswith("toy_") or f"({file.stem}.png)" in text
         assert re.search(rf"<!-- table {file.stem}( -->|;)", text) or data_of_a_picture, file
+    shown = "".join(readme.read_text() for readme in READMES)
+    for file in RESULTS.glob("*.png"):
+        assert f"{file.name})" in shown, f"{file} is shown nowhere"
 
 
 @pytest.mark.parametrize("readme", READMES, ids=["README", "results"])
