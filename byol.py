@@ -8,9 +8,9 @@ recipes and heads, the target and its update, and the loss.
     python byol.py
 
 learns ten classes of `patches` without labels: kNN 83 % (three seeds) in two minutes on two CPU
-cores.  With --predictor none --ema 0, or with --no-stopgrad, one dimension is left.  Where we differ: SGD, not
-LARS at batch 4096, and a predictor rate that stays constant; on `patches` it is 10 times the
-encoder's, the EMA remembers 20 steps of a run's 1000, and the projector ends with a BN.
+cores.  With --predictor none --ema 0, or with --no-stopgrad, one dimension is left.  Where we
+differ: SGD, not LARS at batch 4096, and a predictor rate that stays constant; on `patches` it is 10
+times the encoder's, the EMA remembers 20 steps of a run's 1000, and the projector ends with a BN.
 """
 import copy
 
