@@ -320,8 +320,8 @@ def test_alarm_of_a_complete_collapse_and_only_once():
 
 
 def test_alarm_of_lost_dimensions():
-    assert alarms([20, 9, 3.5, 2.9, 2.5, 2.1]) == {4: "dimensional collapse since epoch 3"}
-    assert alarms([20, 9, 3.5, 3.2, 3.1]) == {}            # between 3 and 4 it often comes back
+    assert alarms([20, 9, 3.5, 2.9, 2.7, 2.1]) == {5: "dimensional collapse since epoch 4"}
+    assert alarms([20, 9, 3.5, 3.2, 2.9, 2.8]) == {}       # from there it often comes back
     assert alarms([20, 1.5, 1.6, 2.2, 3.0, 4.0]) == {}     # few at first, and rising
     assert alarms([20, 2, 2, 2, 5, 6, 2, 2]) == {3: "dimensional collapse since epoch 2"}
     mixed = alarms([20, 9, 9, 30, 1.5, 1.6], [0.1, 0.1, 0.6, 0.96, 0.93, 0.96])
