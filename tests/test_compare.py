@@ -16,14 +16,16 @@ import common
 import compare
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = "--limit 96 --batch-size 32 --epochs 9 --eval-every 9 --proj-dim 16 --pred-hidden 8".split()
+TINY = "--limit 96 --batch-size 32 --epochs 3 --eval-every 9 --proj-dim 16 --pred-hidden 8".split()
 PRODUCT = ["simsiam.py", "--lr", "0.1,0.4", *TINY]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def start(folder, *flags):
+    """As from a terminal: a shell that runs us in the background would have it ignore Ctrl-C."""
     return subprocess.Popen([sys.executable, ROOT / "compare.py", *PRODUCT, *flags], cwd=folder,
                             env=ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
                             text=True)
 
 
@@ -176,7 +178,7 @@ def test_flags_tuned_for_patches_stay_there(tmp_path):
 def wait_for_an_epoch(folder, process):
     """Until a run that is not finished has saved an epoch, or there is nothing left to do."""
     while process.poll() is None:
-        time.sleep(0.02)
+        time.sleep(0.1)
         saved = [file.parent for file in folder.rglob("last.pt")]
         if any(not (run / "result.json").exists() for run in saved):
             return
