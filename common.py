@@ -581,8 +581,8 @@ def alarm(rows, warmup_epochs=0):
     """A line for a run that goes wrong, once for each kind of collapse; "" where nothing is new.
 
     Two epochs on end, after warm-up and the first: each with m_o 0.95 or more, or with effective
-    rank 2.75 or less, which does not rise.  Of 111 runs that ended healthy a bound of 3
-    warned four, 2.75 one; what is above, only the verdict counts.
+    rank 2.75 or less, which does not rise.  A rank of 3 to 4 often comes back: only the verdict
+    counts it.
     rows: of metrics.csv, so far"""
     rows = [row for row in rows if row["epoch"] > max(warmup_epochs, 1)]
     kinds = ["none"]
