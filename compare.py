@@ -285,7 +285,9 @@ def overview(results):
                      for label, _, _, claim in table.rows]
             held = [word == "yes" for word in found if word]
             word = "reproduced" if all(held) else "in part" if any(held) else "not"
+            seeds = {record["seed"] for record in records}
             line[4] = f"{word}, {sum(held)} of {len(held)}" if held else "nothing claimed"
+            line[4] += ", one seed" if len(seeds) == 1 else ""
         lines.append(line)
     return lines
 
@@ -455,7 +457,7 @@ def main(argv=None):
         return
     if not what:
         for name, paper, runs, minutes, held in overview(HERE / "results"):
-            print(f"{name:20}{runs:>3} runs{minutes:>5} min   {held:22} {paper}".rstrip())
+            print(f"{name:20}{runs:>3} runs{minutes:>5} min   {held:28} {paper}".rstrip())
         return
     own = {"--seed": "0", "--jobs": "1", "--only": "", "--out": "runs", "--csv": "", "--curves": "",
            "--points": "", "--save": ""}

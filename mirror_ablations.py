@@ -8,8 +8,9 @@ Non-contrastive Self-supervised Learning", 2022 (arXiv 2205.06226): identity-ini
     python compare.py mirror                 all of them in one table and one figure
 
 On `patches` and two CPU cores a variant takes a minute.  Without a predictor, without the
-stop-gradient, or with the predictor on the wrong path, std falls from 0.77 to 0.02 in one epoch;
-with SimSiam's predictor, its inverse after it, two linear layers or a bias alone it does not.
+stop-gradient, or with the predictor on the wrong path, m_o is 1.00 after one epoch and std falls
+from 0.77 to 0.02; with SimSiam's predictor, its inverse after it, two linear layers or a bias alone
+it does not.
 
 Where we differ from the papers.  On `patches` all rates are ours.  The projector ends without a
 BatchNorm, so that complete collapse shows as m_o -> 1, but for the variants below that need one.

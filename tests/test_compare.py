@@ -109,7 +109,7 @@ def test_decay_of_W_p_alone_has_to_bring_five_points():
 
 
 RANK, RANK_P = {"effective_rank_before": 2.0}, {"verdict": "complete"}
-COS_R = {"cos_r_0.5": 0.8, "cos_r_1.0": 0.7, "cos_r_5.0": 0.1}
+COS_R = {"cos_r_0.1": 0.7, "cos_r_0.2": 0.7, "cos_r_0.5": 0.8}
 
 
 @pytest.mark.parametrize("name, label, others, yes, no", [
@@ -134,8 +134,8 @@ COS_R = {"cos_r_0.5": 0.8, "cos_r_1.0": 0.7, "cos_r_5.0": 0.1}
      [{"covariance": 0.3}]),
     ("infonce", "without r_e", {"InfoNCE": {"linear": 60.0}}, [{"linear": 50.0}],
      [{"linear": 65.0}]),
-    ("infonce", "InfoNCE batch 8", {}, [COS_R], [COS_R | {"cos_r_0.5": 0.6},
-                                                 COS_R | {"cos_r_5.0": 0.75}]),
+    ("infonce", "InfoNCE batch 8", {}, [COS_R | {"cos_r_0.1": 0.9}, COS_R | {"cos_r_0.2": 0.9}],
+     [COS_R]),
     ("temperature", "tau 0.1", {"tau 0.05": {"covariance": 0.1}}, [{"covariance": 0.2}],
      [{"covariance": 0.05}]),
     ("simsiam-components", "P_b", {}, [{"verdict_P": "complete"}],
@@ -423,3 +423,14 @@ def test_saving_a_selection_replaces_those_rows_alone(tmp_path, capsys):
     assert stop.value.code == 2 and "would lose (c)" in capsys.readouterr().err
     assert list(save("b,c", c=8.0, b=2.0).items()) == [("a", 1), ("b", 2), ("c", 8)]
     assert (tmp_path / "t.png").read_bytes() == picture    # of all rows
+
+
+@pytest.mark.parametrize("ranks, word", [
+    ([9], "reproduced, 1 of 1, one seed"), ([9, 9], "reproduced, 1 of 1"),
+    ([9, 1], "not, 0 of 1")])                            # every seed has to show it
+def test_overview_counts_rows_that_every_seed_shows(tmp_path, ranks, word):
+    records = [{"label": "simsiam", "seed": str(seed), "commit": "abc", "m_o": 0.1,
+                "verdict": "none" if rank > 4 else "dimensional"}
+               for seed, rank in enumerate(ranks)]
+    compare.save_records(records, tmp_path / "simsiam.csv")
+    assert {line[0]: line[4] for line in compare.overview(tmp_path)}["simsiam"] == word
