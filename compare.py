@@ -403,7 +403,7 @@ def draw_points(records, x, y, off_scale=""):
     axis.set(xlabel=MEANS.get(x, x), ylabel=MEANS.get(y, y))
     if y == f"{x}_weak":                                   # two labels of the same images
         axis.set_xlabel(MEANS[y].replace("weak", "strong"))
-    if "effective_rank" in x:
+    if "rank" in x:
         axis.set_xscale("log")
         low, high = axis.get_xlim()
         ticks = [rank for rank in (1, 2, 3, 5, 10, 20, 30, 50) if low < rank < high]
