@@ -12,7 +12,7 @@ none: its loss sees the first d0 dimensions of r alone; the others learn through
 
 On `patches` a run takes 70 s on two CPU cores.  Without a projector r ends with nine large
 eigenvalues and a cliff, with DirectCLR without one; but the nine are all that the labels ask for,
-so no projector is as good as any, unlike in the paper.  Where we differ: SGD, not LARS at batch
+so having none is as good as any, unlike in the paper.  Where we differ: SGD, not LARS at batch
 4096; on `patches` tau 0.3, not 0.1; the paper's d0 is 360 of 2048, the ratio that 17 of 96 and 90
 of 512 keep; the last BN of `mlp` is without affine.
 """
