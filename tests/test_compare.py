@@ -135,7 +135,7 @@ COS_R = {"cos_r_0.1": 0.7, "cos_r_0.2": 0.7, "cos_r_0.5": 0.8}
     ("infonce", "without r_e", {"InfoNCE": {"linear": 60.0}}, [{"linear": 50.0}],
      [{"linear": 65.0}]),
     ("infonce", "InfoNCE batch 8", {}, [COS_R | {"cos_r_0.1": 0.9}, COS_R | {"cos_r_0.2": 0.9}],
-     [COS_R]),
+     [COS_R, COS_R | {"cos_r_0.2": 0.9, "cos_r_1.0": 0.95}]),
     ("temperature", "tau 0.1", {"tau 0.05": {"covariance": 0.1}}, [{"covariance": 0.2}],
      [{"covariance": 0.05}]),
     ("simsiam-components", "P_b", {}, [{"verdict_P": "complete"}],
@@ -344,6 +344,9 @@ def test_points_are_means_with_their_spread_and_their_rank_correlation():
     assert [text.get_text() for text in axis.texts] == ["x", "z", "y"]       # from below
     heights = [text.xyann[1] for text in axis.texts]
     assert heights == sorted(heights)
+    ranks = [record | {"test_rank_r": record["test_a"]} for record in found]
+    assert compare.draw_points(ranks, "test_rank_r", "b").axes[0].get_xscale() == "log"
+    assert axis.get_xscale() == "linear"
 
 
 def test_a_column_that_one_row_has_not_is_drawn_of_the_others(tmp_path):
@@ -427,7 +430,7 @@ def test_saving_a_selection_replaces_those_rows_alone(tmp_path, capsys):
 
 @pytest.mark.parametrize("ranks, word", [
     ([9], "reproduced, 1 of 1, one seed"), ([9, 9], "reproduced, 1 of 1"),
-    ([9, 1], "not, 0 of 1")])                            # every seed has to show it
+    ([9, 1], "not, 0 of 1")])                              # every seed has to show it
 def test_overview_counts_rows_that_every_seed_shows(tmp_path, ranks, word):
     records = [{"label": "simsiam", "seed": str(seed), "commit": "abc", "m_o": 0.1,
                 "verdict": "none" if rank > 4 else "dimensional"}
