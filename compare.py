@@ -16,7 +16,7 @@ dash-dotted where dimensions were lost.
     --csv FILE       draw from this file of a run   --curves A,B     draw these columns of it
     --points A,B     curves-points.png: a row's B against its A, both from result.json
     --save FOLDER    also write the csv and the picture there, and fill the tables of its README.md
-                     and of ours; with --only, those rows alone
+                     and of ours; with --only, those rows of these seeds alone
 """
 import csv
 import importlib
@@ -281,6 +281,8 @@ def overview(results):
             minutes = sum(statistics.mean(timed) for timed in seconds if timed) / 60
             more = "" if all(seconds) else "+"             # rows that trained beside each other
             line[3] = f"{minutes:.0f}{more}" if minutes else ""
+            if len(rows) < len(table.rows):
+                line[2] = f"{len(rows)} of {line[2]}"
             found = [as_the_paper(claim, rows.get(label), records)
                      for label, _, _, claim in table.rows]
             held = [word == "yes" for word in found if word]
@@ -457,7 +459,7 @@ def main(argv=None):
         return
     if not what:
         for name, paper, runs, minutes, held in overview(HERE / "results"):
-            print(f"{name:20}{runs:>3} runs{minutes:>5} min   {held:28} {paper}".rstrip())
+            print(f"{name:20}{runs:>8} runs{minutes:>5} min   {held:28} {paper}".rstrip())
         return
     own = {"--seed": "0", "--jobs": "1", "--only": "", "--out": "runs", "--csv": "", "--curves": "",
            "--points": "", "--save": ""}
@@ -496,15 +498,15 @@ def report(jobs, table, folder, own, missing):
 def save(records, figures, results, table, stem, only):
     """results/mirror.csv and .png, and the tables in results/README.md and in ours.
 
-    only: these rows alone are put in the place of the old ones, and the curves stay."""
-    file, labels = results / f"{stem}.csv", {record["label"] for record in records}
+    only: these rows alone are put in the place of the old ones, seed by seed; the curves stay."""
+    file, new = results / f"{stem}.csv", {(record["label"], record["seed"]) for record in records}
     old = read_records(file) if file.exists() else []
-    others = [record for record in old if record["label"] not in labels]
+    others = [record for record in old if (record["label"], record["seed"]) not in new]
     if others and not only:
-        lost = ", ".join(sorted({record["label"] for record in others}))
-        common.fail(f"{file} has rows that this would lose ({lost})")
+        lost = ", ".join(f"{record['label']} of seed {record['seed']}" for record in others)
+        common.fail(f"{file} has rows that this would lose ({lost}): see --only")
     order = [row[0] for row in table.rows] + [record["label"] for record in others + records]
-    everything = sorted(others + records, key=lambda record: order.index(record["label"]))
+    everything = sorted(others + records, key=lambda r: (order.index(r["label"]), int(r["seed"])))
     save_records(everything, file)
     if others:                                             # the curves of their runs are not here
         figures = all_points(everything, table.points)

@@ -414,17 +414,23 @@ def test_seconds_count_only_where_a_run_had_all_threads(tmp_path, monkeypatch):
 def test_saving_a_selection_replaces_those_rows_alone(tmp_path, capsys):
     table = compare.Table("", "", [("a", "", "", None), ("b", "", "", None), ("c", "", "", None)])
 
-    def save(only, **rows):
+    def save(only, seed="0", **rows):
         found = records(**{label: [("none", knn)] for label, knn in rows.items()})
+        found = [record | {"seed": seed} for record in found]
         figures = {"": compare.draw_points(found, "knn", "knn")}
         compare.save(found, figures, tmp_path, table, "t", only)
-        return {r["label"]: r["knn"] for r in compare.read_records(tmp_path / "t.csv")}
+        saved = compare.read_records(tmp_path / "t.csv")
+        return {r["label"] + r["seed"].strip("0"): r["knn"] for r in saved}
     assert save("", a=1.0, c=3.0) == {"a": 1, "c": 3}
     picture = (tmp_path / "t.png").read_bytes()
     with pytest.raises(SystemExit) as stop:
         save("", a=9.0)
-    assert stop.value.code == 2 and "would lose (c)" in capsys.readouterr().err
+    assert stop.value.code == 2 and "would lose (c of seed 0)" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        save("", "1", a=9.0, c=9.0)                        # nor another seed's
     assert list(save("b,c", c=8.0, b=2.0).items()) == [("a", 1), ("b", 2), ("c", 8)]
+    both = {"a": 1, "b": 2, "c": 8, "c1": 7}               # a further seed stands beside the first
+    assert list(save("c", "1", c=7.0).items()) == list(both.items())
     assert (tmp_path / "t.png").read_bytes() == picture    # of all rows
 
 
@@ -437,3 +443,10 @@ def test_overview_counts_rows_that_every_seed_shows(tmp_path, ranks, word):
                for seed, rank in enumerate(ranks)]
     compare.save_records(records, tmp_path / "simsiam.csv")
     assert {line[0]: line[4] for line in compare.overview(tmp_path)}["simsiam"] == word
+
+
+def test_overview_says_how_many_rows_a_table_has_yet(tmp_path):
+    compare.save_records(records(naive=[("complete", 20.0)]), tmp_path / "mirror.csv")
+    runs = {line[0]: line[2] for line in compare.overview(tmp_path)}
+    assert runs["mirror"] == f"1 of {len(compare.TABLES['mirror'].rows)}"
+    assert runs["simsiam"] == "1"                          # a table without a csv: what it has
