@@ -507,6 +507,7 @@ def save(records, figures, results, table, stem, only):
         common.fail(f"{file} has rows that this would lose ({lost}): see --only")
     order = [row[0] for row in table.rows] + [record["label"] for record in others + records]
     everything = sorted(others + records, key=lambda r: (order.index(r["label"]), int(r["seed"])))
+    results.mkdir(parents=True, exist_ok=True)
     save_records(everything, file)
     if others:                                             # the curves of their runs are not here
         figures = all_points(everything, table.points)

@@ -412,6 +412,7 @@ def test_seconds_count_only_where_a_run_had_all_threads(tmp_path, monkeypatch):
 
 
 def test_saving_a_selection_replaces_those_rows_alone(tmp_path, capsys):
+    tmp_path /= "new"                                      # which save makes
     table = compare.Table("", "", [("a", "", "", None), ("b", "", "", None), ("c", "", "", None)])
 
     def save(only, seed="0", **rows):
