@@ -332,7 +332,7 @@ def draw(jobs, columns, name):
     size = 3.4 * len(columns) + 2.5, 0.5 + 2.9 * len(groups)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(groups), len(columns), squeeze=False, sharey="col")
-    cool = ("#08519c", "#1a9850", "#41b6c4", "#6a51a3", "#525252", "#08306b")
+    cool = ("#08519c", "#1a9850", "#41b6c4", "#6a51a3", "#525252", "#a6d854")
     warm = ("#b10026", "#fd8d3c", "#e7298a", "#8c510a", "#fec44f", "#67001f")
     for group, panels in zip(groups, axes):
         for i, label in enumerate(group):
