@@ -113,6 +113,7 @@ CIFAR = (                                                  # label, run, what th
     ("SimCLR mlp", f"{CLR} --projector mlp", "66.5", above("DirectCLR")),
     ("SimCLR linear", f"{CLR} --projector linear", "61.1", above("SimCLR none")),
     ("DirectCLR", CLR, "62.7", above("SimCLR linear")),
+    ("DirectCLR decay 1e-6", f"{CLR} --weight-decay 1e-6", "62.7", above("SimCLR linear")),
     ("SimCLR none", f"{CLR} --projector none", "51.5, lowest", below("SimCLR linear", 5)),
     ("naive", f"{MIRROR} --variant naive --final-bn none", "collapse, 1", complete),
     ("mirror", f"{MIRROR} --variant mirror --final-bn none", "collapse, 1", complete),
