@@ -226,19 +226,21 @@ def cell(values, digits):
 
 
 def as_the_paper(claim, records, everything):
-    """-> yes, no or 1 of 3: for how many seeds the claim holds; "" where nothing is claimed"""
-    if not claim or not records:
-        return ""
-    held = []
-    for record in records:
+    """-> yes, no or 1 of 3: for how many seeds the claim holds; "" where nothing is claimed
+
+    A seed counts where the rows that the claim names have it as well."""
+    held = {}
+    for record in records if claim else []:
         rows = {other["label"]: other for other in everything if other["seed"] == record["seed"]}
         try:
-            held.append(claim(record, rows))
+            held[record["seed"]] = claim(record, rows)
         except KeyError:                                   # a row is missing
-            return ""
-    if all(held):
-        return "yes"
-    return f"{sum(held)} of {len(held)}" if any(held) else "no"
+            continue
+    if not held:
+        return ""
+    right = sum(held.values())
+    word = "yes" if right == len(held) else f"{right} of {len(held)}" if right else "no"
+    return word if len(held) == len(records) else f"{word} (seed {', '.join(held)} alone)"
 
 
 def markdown(records, columns, table, only=()):
@@ -283,13 +285,13 @@ def overview(results):
             line[3] = f"{minutes:.0f}{more}" if minutes else ""
             if len(rows) < len(table.rows):
                 line[2] = f"{len(rows)} of {line[2]}"
-            found = [as_the_paper(claim, rows.get(label), records)
+            found = [as_the_paper(claim, rows.get(label, []), records)
                      for label, _, _, claim in table.rows]
-            held = [word == "yes" for word in found if word]
+            held = [word.startswith("yes") for word in found if word]
             word = "reproduced" if all(held) else "in part" if any(held) else "not"
-            seeds = {record["seed"] for record in records}
+            seeds = {len(mine) for mine in rows.values()}
             line[4] = f"{word}, {sum(held)} of {len(held)}" if held else "nothing claimed"
-            line[4] += ", one seed" if len(seeds) == 1 else ""
+            line[4] += ", one seed" if seeds == {1} else ", some of one seed" if 1 in seeds else ""
         lines.append(line)
     return lines
 

@@ -295,6 +295,9 @@ def test_a_claim_about_other_rows_needs_them():
     assert "| none | 51.5, lowest | yes |" in text and "| linear | 61.1 | yes |" in text
     text = compare.markdown(records(direct=[("none", 60.0)]), ["linear"], table)
     assert "| direct | 62.7 |  |" in text
+    found = records(linear=[("none", 70.0), ("none", 65.0)], none=[("none", 60.0)])
+    text = compare.markdown(found, ["linear"], table)      # seed 1 has nothing to compare with
+    assert "| linear | 61.1 | yes (seed 0 alone) | 67.5 ± 3.5 |" in text
 
 
 def test_fill_makes_the_tables_between_the_comments(tmp_path):
@@ -444,6 +447,14 @@ def test_overview_counts_rows_that_every_seed_shows(tmp_path, ranks, word):
                for seed, rank in enumerate(ranks)]
     compare.save_records(records, tmp_path / "simsiam.csv")
     assert {line[0]: line[4] for line in compare.overview(tmp_path)}["simsiam"] == word
+
+
+def test_overview_says_where_some_rows_have_one_seed(tmp_path):
+    """none < linear by seed 0, which alone can say so; direct > linear by no seed."""
+    found = records(direct=[("none", 66.0)] * 3, linear=[("none", 70.0)] * 3, none=[("none", 60.0)])
+    compare.save_records(found, tmp_path / "directclr.csv")
+    words = {line[0]: line[4] for line in compare.overview(tmp_path)}
+    assert words["directclr"] == "in part, 2 of 3, some of one seed"
 
 
 def test_overview_says_how_many_rows_a_table_has_yet(tmp_path):
