@@ -280,9 +280,9 @@ def overview(results):
             records = read_records(results / f"{name}.csv")
             rows = by_label(records)
             seconds = [[r["seconds"] for r in mine if "seconds" in r] for mine in rows.values()]
-            minutes = sum(statistics.mean(timed) for timed in seconds if timed) / 60
-            more = "" if all(seconds) else "+"             # rows that trained beside each other
-            line[3] = f"{minutes:.0f}{more}" if minutes else ""
+            seconds = [timed for timed in seconds if timed]    # not what trained beside another
+            some = "" if len(seconds) == len(rows) else f" ({len(seconds)} of {len(rows)})"
+            line[3] = f"{sum(map(statistics.mean, seconds)) / 60:.0f}{some}" if seconds else ""
             if len(rows) < len(table.rows):
                 line[2] = f"{len(rows)} of {line[2]}"
             found = [as_the_paper(claim, rows.get(label, []), records)

@@ -462,3 +462,17 @@ def test_overview_says_how_many_rows_a_table_has_yet(tmp_path):
     runs = {line[0]: line[2] for line in compare.overview(tmp_path)}
     assert runs["mirror"] == f"1 of {len(compare.TABLES['mirror'].rows)}"
     assert runs["simsiam"] == "1"                          # a table without a csv: what it has
+
+
+def test_overview_says_of_how_many_rows_its_minutes_are(tmp_path):
+    """naive 60 and 120 s, a seed 90; mirror 90 s; inverse trained beside another: not timed."""
+    found = records(naive=[("complete", 20.0)] * 2, mirror=[("complete", 20.0)],
+                    inverse=[("none", 60.0)])
+    for record, seconds in zip(found, (60, 120, 90)):
+        record["seconds"] = seconds
+    compare.save_records(found, tmp_path / "mirror.csv")
+    compare.save_records(found[:3], tmp_path / "controls.csv")
+    minutes = {line[0]: line[3] for line in compare.overview(tmp_path)}
+    assert minutes["mirror"] == "3 (2 of 3)"
+    assert minutes["controls"] == "3"                      # every row timed: no more to say
+    assert minutes["simsiam"] == ""
