@@ -1,46 +1,41 @@
 """BYOL: the target is a slow average of the net, an exponential moving average of its weights.
 
-Grill et al., "Bootstrap Your Own Latent", 2020 (arXiv 2006.07733): z = f(x) are the projections,
-p = h(z) the predictions, t = f'(x) the projections of the target net f' <- m f' + (1 - m) f;
-L = 2 + 2 D(p1, sg(t2)) plus the same with the views exchanged.  `diff simsiam.py byol.py` shows
-recipes and heads, the target and its update, and the loss.
+Grill et al., "Bootstrap Your Own Latent", 2020 (arXiv 2006.07733):
+L = 2 + 2 D(p1, sg(t2)) plus the same with the views exchanged.  D, z = f(x), p = h(z) and sg are
+those of simsiam.py; t = f'(x) are projections of the target net, f' <- m f' + (1 - m) f.
 
     python byol.py
 
 learns ten classes of `patches` without labels: kNN 83 % (three seeds) in two minutes on two CPU
-cores.  With --predictor none --ema 0, or with --no-stopgrad, one dimension is left.  Where we
-differ: SGD, not LARS at batch 4096, and a predictor rate that stays constant; on `patches` it is 10
-times the encoder's, the EMA remembers 20 steps of a run's 1000, and the projector ends with a BN.
+cores.  With --predictor none or --no-stopgrad one or two dimensions are left.  Where we differ from
+the paper: SGD, not LARS at batch 4096; a constant m and predictor rate; a BatchNorm after z.
 """
 import copy
+import time
 
 import torch
 from torch import nn
 
 import common
 
-# One dict a data set; every entry is also a flag, and a flag that is given wins.
-# lr is for a batch of 256: the rate used is lr * batch_size / 256.  pred_lr: h's over f's.
+# One dict a data set.  Every entry is also a flag, and a flag that is given wins.
+# lr is for a batch of 256: the rate used is lr * batch_size / 256.
+# pred_lr: the predictor's rate, as a multiple of the encoder's.  ema: m, the target's memory.
 RECIPES = {
     "patches": dict(                                                                          # ours
         arch="small", epochs=18, batch_size=64, lr=0.1, weight_decay=1e-3, warmup_epochs=0,
         proj_hidden=256, proj_dim=256, pred_hidden=256, final_bn="noaffine", pred_lr=10.0,
-        ema=0.95, ema_schedule="constant", min_scale=0.2, solarize_p=0.0),
-    # lightly's benchmark: 0.06 at batch 128 and decay 5e-4, for a loss a quarter of ours
-    "cifar10": dict(
+        ema=0.95, min_scale=0.2),
+    "cifar10": dict(            # lightly's benchmark: 0.06 and 5e-4 for a loss a quarter of ours
         arch="resnet18", epochs=200, batch_size=128, lr=0.03, weight_decay=2e-3, warmup_epochs=0,
         proj_hidden=1024, proj_dim=256, pred_hidden=1024, final_bn="none", pred_lr=1.0,
-        ema=0.99, ema_schedule="constant", min_scale=0.08, solarize_p=0.0),
-    # solo-learn's heads, EMA, crops and solarization of the second view; the SGD is lightly's
-    "cifar100": dict(
-        arch="resnet18", epochs=1000, batch_size=256, lr=0.03, weight_decay=2e-3, warmup_epochs=10,
-        proj_hidden=4096, proj_dim=256, pred_hidden=4096, final_bn="none", pred_lr=1.0,
-        ema=0.99, ema_schedule="cosine", min_scale=0.08, solarize_p=0.2),
+        ema=0.99, min_scale=0.08),
 }
+RECIPES["cifar100"] = RECIPES["cifar10"]
 RECIPES["other"] = RECIPES["patches"] | dict(epochs=70)
 CHOICES = {"arch": common.ARCHS, "final_bn": ("none", "noaffine", "affine"),
-           "predictor": ("mlp", "linear", "none"), "ema_schedule": ("constant", "cosine")}
-FLAGS = {"predictor": ("mlp", "h: two layers as in the paper, one matrix, or nothing"),
+           "predictor": ("mlp", "none")}
+FLAGS = {"predictor": ("mlp", "h: two layers, or none"),
          "no_stopgrad": (False, "the online net is its own target, with gradient: collapses")}
 
 
@@ -54,7 +49,7 @@ def D(p, z):
 # ----------------------------------------------------------------------------------------- network
 
 def make_mlp(width, hidden, dim):
-    """BYOL's projector and its predictor."""
+    """Two layers, without BatchNorm at the output."""
     return nn.Sequential(nn.Linear(width, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
                          nn.Linear(hidden, dim))
 
@@ -63,37 +58,31 @@ class BYOL(nn.Module):
     def __init__(self, args):
         super().__init__()
         backbone, width = common.make_backbone(args.arch)
-        self.encoder = nn.Sequential()                     # f = projector after backbone
-        self.encoder.backbone = backbone
         dim = args.proj_dim
-        self.encoder.projector = make_mlp(width, args.proj_hidden, dim)
-        if args.final_bn != "none":
-            self.encoder.projector.append(nn.BatchNorm1d(dim, affine=args.final_bn == "affine"))
-        self.predictor = nn.Identity()                     # h
-        if args.predictor == "mlp":
-            self.predictor = make_mlp(dim, args.pred_hidden, dim)
-        elif args.predictor == "linear":
-            self.predictor = nn.Linear(dim, dim, bias=False)
-        self.target = None                                 # f', a copy at the start
-        if args.ema:
-            self.target = copy.deepcopy(self.encoder).requires_grad_(False)
+        projector = make_mlp(width, args.proj_hidden, dim)
+        if args.final_bn != "none":                        # it may hide a complete collapse: README
+            projector.append(nn.BatchNorm1d(dim, affine=args.final_bn == "affine"))
+        self.encoder = nn.Sequential()                     # f: the projector after the backbone
+        self.encoder.add_module("backbone", backbone)
+        self.encoder.add_module("projector", projector)
+        self.predictor = make_mlp(dim, args.pred_hidden, dim)                                # h
+        if args.predictor == "none":
+            self.predictor = nn.Identity()
+        self.target = copy.deepcopy(self.encoder).requires_grad_(False)                      # f'
 
     def forward(self, x1, x2):
-        z1, z2 = self.encoder(x1), self.encoder(x2)        # [B, D]; BN statistics are a view's own
+        # One call a view: BatchNorm then normalises each view by its own mean and variance.
+        z1, z2 = self.encoder(x1), self.encoder(x2)        # [B, D]
         p1, p2 = self.predictor(z1), self.predictor(z2)    # [B, D]
-        if self.target is None:                            # without EMA the net is its own target
-            return p1, p2, z1, z2, z1, z2
         return p1, p2, z1, z2, self.target(x1), self.target(x2)
 
     @torch.no_grad()
     def update_target(self, m):
-        """f' <- m f' + (1 - m) f in place, BatchNorm's averages too (nothing reads those), its
-        integer counter not.  Nothing where there is no target."""
-        if self.target is None:
-            return
-        new = [v for v in self.encoder.state_dict().values() if v.is_floating_point()]
-        old = [v for v in self.target.state_dict().values() if v.is_floating_point()]
-        torch._foreach_lerp_(old, new, 1 - m)
+        """f' <- m f' + (1 - m) f in place: weights and BatchNorm's averages, but no counters."""
+        target = self.target.state_dict()
+        for name, new in self.encoder.state_dict().items():
+            if new.is_floating_point():
+                target[name].lerp_(new, 1 - m)
 
 
 build = BYOL
@@ -102,10 +91,9 @@ build = BYOL
 # ------------------------------------------------------------------------------------------- train
 
 def parse(argv=None):
-    args = common.parse_args(__file__, __doc__, RECIPES, argv, CHOICES, FLAGS)
-    args.label = "" if args.predictor == "mlp" else args.predictor       # in the folder's name
-    if args.no_stopgrad:
-        args.label, args.ema = "no_stopgrad", 0.0          # an average has no gradient to stop
+    args = common.parse_args(__file__, __doc__, RECIPES, argv, CHOICES, FLAGS, zero=["ema"])
+    if args.ema > 1 or args.min_scale > 1:
+        common.fail("--ema and --min-scale must be at most 1")
     return args
 
 
@@ -114,37 +102,42 @@ def main(argv=None):
     device = common.setup(args)
     data = common.load_data(args.data, args.data_dir, args.size, device, args.limit)
     model = BYOL(args).to(device, memory_format=torch.channels_last)
+    net = torch.compile(model) if args.compile else model
+    # Two groups, because only the encoder's learning rate is annealed.  The predictor's stays
+    # constant, so that the predictor can follow a z that keeps changing (Chen & He, 4.2).
     lr = args.lr * args.batch_size / 256
     groups = [{"params": model.encoder.parameters()},
               {"params": model.predictor.parameters(), "lr": lr * args.pred_lr}]
     optimizer = torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=args.weight_decay)
-    run = common.Run(args, model, optimizer, data)
-    net = run.parallel()
+    log = common.Log(args, model, optimizer, data)         # the run's folder, new or --resume's
+    if not log.history:                                    # row 0: the untrained net is the floor
+        log.row(0, **common.measure(model.encoder, data, args))
 
-    for epoch in run.epochs():
-        for x in run.batches():                            # uint8 [B, 3, S, S]
-            rate = common.cosine_lr(lr, run.progress, args.epochs, args.warmup_epochs)
-            optimizer.param_groups[0]["lr"] = rate         # f's; h's stays, so that h keeps up
+    for epoch in range(len(log.history), args.epochs + 1):
+        start, losses = time.time(), []
+        for progress, chosen in common.batches(data, args, epoch):   # epochs done; which images
+            rate = common.cosine_lr(lr, progress, args.epochs, args.warmup_epochs)
+            optimizer.param_groups[0]["lr"] = rate         # the encoder's
+            x = data.train_x[chosen]                       # uint8 [B, 3, S, S]
             x1 = common.augment(x, data.mean, data.std, args.min_scale)
-            x2 = common.augment(x, data.mean, data.std, args.min_scale, solarize_p=args.solarize_p)
+            x2 = common.augment(x, data.mean, data.std, args.min_scale)
             with common.autocast(device):                  # bfloat16 on CUDA
                 p1, p2, z1, z2, t1, t2 = net(x1, x2)
+                # detach is the stop-gradient: without it p and z move towards one point together
                 loss = (2 + 2 * D(p1, t2.detach())) + (2 + 2 * D(p2, t1.detach()))
-                if args.no_stopgrad:                       # t1 is z1 here, t2 is z2
-                    loss = (2 + 2 * D(p1, t2)) + (2 + 2 * D(p2, t1))
+                if args.no_stopgrad:                       # an average has no gradient to let pass
+                    loss = (2 + 2 * D(p1, z2)) + (2 + 2 * D(p2, z1))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            if args.ema_schedule == "cosine":              # from ema to 1
-                m = 1 - common.cosine_lr(1 - args.ema, run.progress, args.epochs)
-            else:
-                m = args.ema
-            model.update_target(m)
-            run.log(loss, z=(z1, z2))
-        run.end_epoch()
-    run.finish()
+            model.update_target(args.ema)                  # after the step, so that it follows
+            losses.append(loss.detach())                   # .item() here would make a GPU wait
+        loss, seconds = torch.stack(losses).mean().item(), time.time() - start
+        z = torch.cat([z1, z2])                            # of the last batch: has it collapsed?
+        log.row(epoch, loss, seconds, **common.measure(model.encoder, data, args, epoch, z))
+    log.finish(**common.evaluate(model.encoder, data, args, epochs=100))
     return model
 
 
 if __name__ == "__main__":
-    main()
+    common.cli(main)

@@ -3,29 +3,32 @@
 Jing, Vincent, LeCun & Tian, "Understanding Dimensional Collapse in Contrastive Self-supervised
 Learning", 2021 (arXiv 2110.09348); SimCLR: Chen et al., 2020 (arXiv 2002.05709).  With Z the
 l2-normalised embeddings of two views, InfoNCE is -log e^(Z1_i.Z2_i / tau) / sum_j e^(Z1_i.Z2_j /
-tau), averaged over i and both directions.  It pushes all images apart, and still the space it sees
-loses dimensions.  A projector between r, the representation, and the loss spares r.  DirectCLR has
-none: its loss sees the first d0 dimensions of r alone; the others learn through the layers below.
+tau), averaged over i and both directions.  It pushes all images apart, and still the space that it
+sees loses dimensions.  A projector between r, the backbone's output, and the loss spares r.
+DirectCLR has none: its loss sees the first d0 dimensions of r; the layers below train the others.
 
     python directclr.py                       DirectCLR; also spectrum.csv and spectrum.png
     python directclr.py --projector none      the loss on all of r; also mlp, linear
 
 On `patches` a run takes 70 s on two CPU cores.  Without a projector r ends with nine large
-eigenvalues and a cliff, with DirectCLR without one; but the nine are all that the labels ask for,
-so having none is as good as any, unlike in the paper.  Where we differ: SGD, not LARS at batch
-4096; on `patches` tau 0.3, not 0.1; the paper's d0 is 360 of 2048, the ratio that 17 of 96 and 90
-of 512 keep; the last BN of `mlp` is without affine.
+eigenvalues and a cliff, with DirectCLR without a cliff.  But nine are all that ten classes ask for,
+so having none is as good as any, unlike in the paper.  Where we differ: SGD in place of LARS at
+batch 4096; on `patches` tau is 0.3, not 0.1; d0 is 17 of 96 or 90 of 512, in the ratio of the
+paper's 360 of 2048; the last BatchNorm of `mlp` is without affine.
 """
+import time
 from itertools import zip_longest
 
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional as F
 
 import common
 
-# One dict a data set; every entry is also a flag, and a flag that is given wins.
-# lr is for a batch of 256: the rate used is lr * batch_size / 256.  d0: of r, for the loss.
+# One dict a data set.  Every entry is also a flag, and a flag that is given wins.
+# lr is for a batch of 256: the rate used is lr * batch_size / 256.
+# d0: how many dimensions of r DirectCLR's loss sees.
 RECIPES = {
     "patches": dict(                                                                          # ours
         arch="small", epochs=16, batch_size=64, lr=1.0, weight_decay=1e-4, warmup_epochs=0,
@@ -96,7 +99,7 @@ class Direct(nn.Module):
         return r[:, :self.d0]
 
     def draw(self, step):
-        """Before a step of `random`: other dimensions, the same for both views and on all ranks."""
+        """Before a step of `random`: other dimensions, the same for both views."""
         device = self.chosen.device
         generator = torch.Generator(device).manual_seed(step)
         order = torch.randperm(self.width, generator=generator, device=device)
@@ -108,23 +111,23 @@ class DirectCLR(nn.Module):
         super().__init__()
         backbone, width = common.make_backbone(args.arch)
         hidden, dim = args.proj_hidden, args.proj_dim
-        self.encoder = nn.Sequential()                     # f = projector after backbone
-        self.encoder.backbone = backbone
         if args.projector == "mlp":
-            self.encoder.projector = nn.Sequential(
+            projector = nn.Sequential(
                 nn.Linear(width, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
                 nn.Linear(hidden, dim, bias=False), nn.BatchNorm1d(dim, affine=False))
         elif args.projector == "linear":
-            self.encoder.projector = nn.Linear(width, dim, bias=False)
+            projector = nn.Linear(width, dim, bias=False)
         elif args.projector == "none":
-            self.encoder.projector = nn.Identity()
+            projector = nn.Identity()
         else:
-            self.encoder.projector = Direct(width, args.d0, args.direct_mode)
+            projector = Direct(width, args.d0, args.direct_mode)
+        self.encoder = nn.Sequential()                     # f: the projector after the backbone
+        self.encoder.add_module("backbone", backbone)
+        self.encoder.add_module("projector", projector)
 
     def forward(self, x1, x2):
-        r1, r2 = self.encoder.backbone(x1), self.encoder.backbone(x2)      # [B, width]
-        z1, z2 = self.encoder.projector(r1), self.encoder.projector(r2)    # [B, D]
-        return z1, z2, r1, r2
+        # One call a view: BatchNorm then normalises each view by its own mean and variance.
+        return self.encoder(x1), self.encoder(x2)          # [B, D]
 
 
 build = DirectCLR
@@ -147,31 +150,37 @@ def main(argv=None):
     device = common.setup(args)
     data = common.load_data(args.data, args.data_dir, args.size, device, args.limit)
     model = DirectCLR(args).to(device, memory_format=torch.channels_last)
+    net = torch.compile(model) if args.compile else model
     lr = args.lr * args.batch_size / 256
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9,
                                 weight_decay=args.weight_decay)
-    run = common.Run(args, model, optimizer, data)
-    net = run.parallel()
+    log = common.Log(args, model, optimizer, data)         # the run's folder, new or --resume's
+    if not log.history:                                    # row 0: the untrained net is the floor
+        log.row(0, **common.measure(model.encoder, data, args))
 
-    for epoch in run.epochs():
-        for x in run.batches():                            # uint8 [B, 3, S, S]
-            rate = common.cosine_lr(lr, run.progress, args.epochs, args.warmup_epochs)
+    for epoch in range(len(log.history), args.epochs + 1):
+        start, losses = time.time(), []
+        for progress, chosen in common.batches(data, args, epoch):   # epochs done; which images
+            rate = common.cosine_lr(lr, progress, args.epochs, args.warmup_epochs)
             optimizer.param_groups[0]["lr"] = rate
-            if args.projector == "direct" and args.direct_mode == "random":
-                model.encoder.projector.draw(run.step)
+            if args.label == "direct-random":
+                model.encoder.projector.draw((epoch - 1) * log.steps + len(losses))
+            x = data.train_x[chosen]                       # uint8 [B, 3, S, S]
             x1 = common.augment(x, data.mean, data.std, args.min_scale)
             x2 = common.augment(x, data.mean, data.std, args.min_scale)
             with common.autocast(device):                  # bfloat16 on CUDA, but not in the loss
-                z1, z2, r1, r2 = net(x1, x2)
-            all_z1, all_z2 = common.gather(z1), common.gather(z2)          # of all ranks
-            loss = info_nce(all_z1, all_z2, args.temperature, args.negatives)  # no stop-gradient
+                z1, z2 = net(x1, x2)
+            # no stop-gradient: the negatives prevent the collapse to one point
+            loss = info_nce(z1, z2, args.temperature, args.negatives)
             optimizer.zero_grad()
-            (loss * common.world_size()).backward()        # see common.gather; alone it is times 1
+            loss.backward()
             optimizer.step()
-            run.log(loss, z=(z1, z2), r=(r1, r2))
-        run.end_epoch()
-    found = report(run)
-    run.finish(**found)
+            losses.append(loss.detach())                   # .item() here would make a GPU wait
+        loss, seconds = torch.stack(losses).mean().item(), time.time() - start
+        z = torch.cat([z1, z2])                            # of the last batch: has it collapsed?
+        log.row(epoch, loss, seconds, **common.measure(model.encoder, data, args, epoch, z))
+    log.finish(**report(model.encoder, data, args, log),
+               **common.evaluate(model.encoder, data, args, epochs=100))
     return model
 
 
@@ -184,49 +193,37 @@ def spectrum(x):
     return torch.linalg.eigvalsh(torch.cov(x.T)).flip(0).clamp(min=0)
 
 
-def report(run):
-    """spectrum.csv, spectrum.png of the test set.  -> what goes into result.json
+def report(encoder, data, args, log):
+    """spectrum.csv and spectrum.png, of the test set.  -> what goes into result.json
 
     linear_first, linear_rest   linear probe of r[:d0] and of r[d0:], of each label
     test_rank, alive, dims      of r and z: effective rank, eigenvalues over a thousandth of the
                                 largest, dimensions"""
-    if not run.is_first:
-        return {}
-    d0, encoder, epochs = run.args.d0, run.model.encoder, 2 if run.args.dry_run else 100
-    train_r, train_y, r, y = common.labelled_features(encoder.backbone, run.data, run.args.dry_run)
-    found, parts = {}, {"linear_first": slice(d0), "linear_rest": slice(d0, None)}
-    labels = {"": (train_y, y)} | {f"_{name}": pair for name, pair in run.data.more.items()}
-    for name, part in parts.items():
-        if run.data.classes and r[:, part].numel():
-            for label, (of_train, of_test) in labels.items():
-                probe = common.linear_probe(train_r[:, part], of_train[:len(train_r)],
-                                            r[:, part], of_test[:len(r)], epochs)
-                found[name + label] = probe[0]
-    with torch.no_grad():
-        z = encoder.projector.eval()(r)
-    encoder.projector.train()
-    spectra = {"r": spectrum(r), "z": spectrum(z)}
-    for name, x in (("r", r), ("z", z)):
-        s = spectra[name]
-        found |= {f"test_rank_{name}": common.collapse_metrics(x)["effective_rank"],
-                  f"alive_{name}": int((s > 1e-3 * s[0]).sum()), f"dims_{name}": len(s)}
-    shares = {name: (s / s[0]).tolist() for name, s in spectra.items()}
-    rows = [{"epoch": run.epoch, "index": i + 1, "r": r_share, "z": z_share} for
-            i, (r_share, z_share) in enumerate(zip_longest(*shares.values(), fillvalue=""))]
-    (run.folder / "spectrum.csv").unlink(missing_ok=True)
-    common.append_csv(run.folder / "spectrum.csv", rows)
-
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
-    for axis, (name, share) in zip(figure.subplots(1, 2), shares.items()):
-        rank = found[f"test_rank_{name}"]
-        axis.plot(range(1, len(share) + 1), share)
+    found, d0, n = {}, args.d0, 64 if args.dry_run else None
+    train_r = common.extract_features(encoder.backbone, data.train_x[:n], data.mean, data.std)
+    r = common.extract_features(encoder.backbone, data.test_x, data.mean, data.std)
+    z = common.extract_features(encoder, data.test_x, data.mean, data.std)
+    labels = {"": (data.train_y, data.test_y), **data.more} if data.classes else {}
+    for name, part in (("linear_first", slice(d0)), ("linear_rest", slice(d0, None))):
+        for label, (y, y2) in labels.items():
+            if r[:, part].numel():
+                found[name + label] = common.linear_probe(train_r[:, part], y[:n], r[:, part], y2)
+    figure, shares = Figure(figsize=(10, 3.8), layout="constrained"), {}
+    for axis, (name, x) in zip(figure.subplots(1, 2), (("r", r), ("z", z))):
+        s, rank = spectrum(x), common.collapse_metrics(x)["effective_rank"]
+        found |= {f"test_rank_{name}": rank, f"alive_{name}": int((s > 1e-3 * s[0]).sum()),
+                  f"dims_{name}": len(s)}
+        shares[name] = (s / s[0]).tolist()
+        axis.plot(range(1, len(s) + 1), shares[name])
         axis.set(yscale="log", ylim=(1e-8, 2), xlabel="eigenvalue of the covariance, sorted",
-                 title=f"{name}: effective rank {rank:.1f} of {len(share)}")
+                 title=f"{name}: effective rank {rank:.1f} of {len(s)}")
     figure.axes[0].set_ylabel("its size, largest = 1")
-    common.save_figure(figure, run.folder / "spectrum.png")
+    figure.savefig(log.folder / "spectrum.png")
+    pairs = enumerate(zip_longest(shares["r"], shares["z"], fillvalue=""), start=1)
+    common.write_csv(log.folder / "spectrum.csv", [{"index": i, "r": r, "z": z}
+                                                   for i, (r, z) in pairs])
     return found
 
 
 if __name__ == "__main__":
-    main()
+    common.cli(main)

@@ -1,37 +1,38 @@
 """Which half of the gradient prevents collapse?  Section 3 of Zhang et al.
 
 Zhang et al., "How Does SimSiam Avoid Collapse Without Negative Samples?", 2022 (arXiv 2203.16262).
-The gradient of -X . sg(t) with respect to X is -t, so that the detached target t chooses the
-gradient.  SimSiam's t is Z_b = P_b + G_e: the basic gradient P_b of a net that collapses, and an
-extra one, split into its centre o_e and its residual r_e = G_e - o_e.  Which may be left out?
+The gradient of -X . sg(t) with respect to X is -t, so the detached target t chooses the gradient.
+SimSiam's t is Z_b = P_b + G_e.  P_b, the basic gradient, is that of a net which collapses.  The
+extra gradient G_e has a centre o_e, the same for all images, and a residual r_e = G_e - o_e.  Which
+of the two may be left out?
 
     python gradient_components.py                               SimSiam; also steps.csv, steps.png
     python gradient_components.py --without r_e                 with P_b + o_e alone; also o_e, both
     python gradient_components.py --loss triplet                Table 3; infonce: Fig. 5c and 6
     python gradient_components.py --loss simsiam:3+centre:1     one loss after another, with epochs
-    python compare.py simsiam-components     Table 4; conjecture is Fig. 4, triplet Table 3,
-                           center Fig. 5a, recover Fig. 5b, infonce Fig. 6, bias A.8
+    python results/reproduce.py simsiam-components              Table 4; results/zhang.md has more
 
-On `patches` and two CPU cores a run takes under a minute.  `seconds` includes what is measured at
-every step.  Where we differ from the paper: all rates on `patches` are ours.  Table 4 is measured
-on P, where that gradient acts; h learns from the same loss as f, as in Algorithm 3
-(--predictor-loss has the other reading).  A negative is the image before, in random order;
-InfoNCE's Z_i are all Z_b of the batch.  Algorithm 5 is applied to z, with a weight; on the paper's
-Z it does nothing after a collapse (shown).  A.8's m is cos(P_a, Z_b) / |p_a|: the paper's, with
-cos(Z_a, Z_b), is not the gradient's zero.  The CIFAR recipes have 200 epochs, A.1 has 1000.
+On `patches` and two CPU cores a run takes under a minute, what is measured at every step included.
+Where we differ from the paper: all rates on `patches` are ours.  Table 4 is measured on P, where
+that gradient acts, and the predictor h learns from the encoder's loss, as in Algorithm 3.  A
+negative is the image before, in random order; InfoNCE's Z_i are all Z_b of the batch.  Algorithm 5
+is applied to z, with a weight: on the paper's Z it does nothing after a collapse.  A.8's m is
+cos(P_a, Z_b) / |p_a|, since with the paper's cos(Z_a, Z_b) it is not the gradient's zero.
 """
+import time
 from collections import namedtuple
 
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
 import common
 
-# One dict a data set; every entry is also a flag, and a flag that is given wins.
-# lr is for a batch of 256: the rate used is lr * batch_size / 256.  bias_lr: the bias's rate over
-# the encoder's; that and h's are constant.  The CIFAR recipes are those of SimSiam.
+# One dict a data set.  Every entry is also a flag, and a flag that is given wins.
+# lr is for a batch of 256: the rate used is lr * batch_size / 256.  bias_lr: the rate of the bias,
+# as a multiple of the encoder's.  The CIFAR recipes are those of SimSiam.
 RECIPES = {
     "patches": dict(                                                                          # ours
         arch="small", epochs=10, batch_size=64, lr=1.0, weight_decay=1e-3, warmup_epochs=1,
@@ -50,11 +51,11 @@ RECIPES["other"] = RECIPES["patches"] | dict(epochs=20, weight_decay=5e-4, tempe
 CHOICES = {"arch": common.ARCHS, "final_bn": ("none", "noaffine", "affine"),
            "schedule": ("constant", "cosine"), "without": ("none", "o_e", "r_e", "both"),
            "predictor_loss": ("surrogate", "simsiam")}
-FLAGS = {"loss": ("simsiam", "what to train with, for --epochs; or several with their epochs, as "
-                             "in simsiam:5+naive:1 (names: see the file)"),
+FLAGS = {"loss": ("simsiam", "what to train with for --epochs; or several losses with their "
+                             "epochs, as in simsiam:5+naive:1 (their names stand in the file)"),
          "without": ("none", "leave out this part of the gradient of simsiam, triplet, infonce"),
-         "predictor_loss": ("surrogate", "what h learns from where a part is left out: the same "
-                                         "loss as f, or SimSiam's")}
+         "predictor_loss": ("surrogate", "what the predictor learns from if a part is left out: "
+                                         "the encoder's loss, or SimSiam's")}
 TAUS = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 5.0)                # Fig. 5c; the paper lists no values
 
 
@@ -161,32 +162,29 @@ def loss_of(name, args, z1, z2, p1, p2, *own):
 
 # ----------------------------------------------------------------------------------------- network
 
-def make_projector(width, layers, dim, final_bn):
-    """Linear, BN, ReLU, ..., Linear, final BN, which may hide complete collapse (see README)."""
-    net = []
-    for i in range(layers):
-        net += [nn.Linear(dim if i else width, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU()]
-    net = net[:-2]                                         # no BN and ReLU after the last, but
-    if final_bn != "none":
-        net.append(nn.BatchNorm1d(dim, affine=final_bn == "affine"))
-    return nn.Sequential(*net)
-
-
 class Siamese(nn.Module):
     def __init__(self, args):
         super().__init__()
         backbone, width = common.make_backbone(args.arch)
-        dim = args.proj_dim
-        self.encoder = nn.Sequential()                     # f = projector after backbone
-        self.encoder.backbone = backbone
-        self.encoder.projector = make_projector(width, args.proj_layers, dim, args.final_bn)
-        self.predictor = nn.Sequential(                    # h
-            nn.Linear(dim, args.pred_hidden, bias=False), nn.BatchNorm1d(args.pred_hidden),
-            nn.ReLU(), nn.Linear(args.pred_hidden, dim))
+        dim, hidden = args.proj_dim, args.pred_hidden
+        projector = nn.Sequential()
+        for i in range(args.proj_layers):
+            projector.append(nn.Linear(dim if i else width, dim, bias=False))
+            if i < args.proj_layers - 1:
+                projector.extend([nn.BatchNorm1d(dim), nn.ReLU()])
+        if args.final_bn != "none":                        # it may hide a complete collapse: README
+            projector.append(nn.BatchNorm1d(dim, affine=args.final_bn == "affine"))
+        self.encoder = nn.Sequential()                     # f: the projector after the backbone
+        self.encoder.add_module("backbone", backbone)
+        self.encoder.add_module("projector", projector)
+        self.predictor = nn.Sequential(                                                      # h
+            nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
+            nn.Linear(hidden, dim))
         self.bias = nn.Parameter(torch.zeros(dim))         # the predictor of `bias`: Z + b
 
     def forward(self, x1, x2):
-        return self.encoder(x1), self.encoder(x2)          # [B, D]; BN statistics are a view's own
+        # One call a view: BatchNorm then normalises each view by its own mean and variance.
+        return self.encoder(x1), self.encoder(x2)          # [B, D]
 
 
 build = Siamese
@@ -211,7 +209,10 @@ def read_losses(text, epochs):
 
 
 def parse(argv=None):
-    args = common.parse_args(__file__, __doc__, RECIPES, argv, CHOICES, FLAGS)
+    args = common.parse_args(__file__, __doc__, RECIPES, argv, CHOICES, FLAGS,
+                             zero=["pred_weight_decay"])
+    if args.epochs < 1:
+        common.fail("--epochs must be 1 or more")
     loss_names = read_losses(args.loss, args.epochs)
     if not args.dry_run:
         args.epochs = len(loss_names)
@@ -224,41 +225,51 @@ def parse(argv=None):
 def main(argv=None):
     args = parse(argv)
     device = common.setup(args)
-    if common.world_size() > 1:
-        common.fail("the components need the whole batch in a single process: no torchrun")
     data = common.load_data(args.data, args.data_dir, args.size, device, args.limit)
     model = Siamese(args).to(device, memory_format=torch.channels_last)
+    net = torch.compile(model) if args.compile else model
     lr = args.lr * args.batch_size / 256
     groups = [{"params": model.encoder.parameters()},
               {"params": model.predictor.parameters(), "weight_decay": args.pred_weight_decay},
               {"params": [model.bias], "lr": lr * args.bias_lr, "weight_decay": 0.0}]
     optimizer = torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=args.weight_decay)
-    run = common.Run(args, model, optimizer, data)
-    net = run.parallel()
+    log = common.Log(args, model, optimizer, data)         # the run's folder, new or --resume's
     loss_names = read_losses(args.loss, args.epochs)[:args.epochs]     # a dry run has one epoch
+    if not log.history:                                    # row 0: the untrained net is the floor
+        log.row(0, **common.measure(model.encoder, data, args))
 
-    for epoch in run.epochs():
-        name, seen = loss_names[epoch - 1], []
-        for x in run.batches():                            # uint8 [B, 3, S, S]
+    for epoch in range(len(log.history), args.epochs + 1):
+        name = loss_names[epoch - 1]
+        start, losses, seen = time.time(), [], []
+        for progress, chosen in common.batches(data, args, epoch):   # epochs done; which images
             if args.schedule == "cosine":
-                rate = common.cosine_lr(lr, run.progress, args.epochs, args.warmup_epochs)
-                optimizer.param_groups[0]["lr"] = rate     # f's; h's stays, so that h keeps up
+                rate = common.cosine_lr(lr, progress, args.epochs, args.warmup_epochs)
+                optimizer.param_groups[0]["lr"] = rate     # the encoder's; the others stay constant
+            x = data.train_x[chosen]                       # uint8 [B, 3, S, S]
             x1, x2 = common.augment(x, data.mean, data.std), common.augment(x, data.mean, data.std)
             with common.autocast(device):                  # bfloat16 on CUDA, but not in the loss
                 z1, z2 = net(x1, x2)
-                p = predict(name, model, z1, z2, args)
-            loss, v = loss_of(name, args, z1, z2, *p)
+                p1, p2, *own = predict(name, model, z1, z2, args)
+            loss, v = loss_of(name, args, z1, z2, p1, p2, *own)
             seen.append(measure(loss_names, model, v))     # before the step moves the net
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            run.log(loss, z=(z1, z2), P=p[:2])
+            losses.append(loss.detach())                   # .item() here would make a GPU wait
+        loss, seconds = torch.stack(losses).mean().item(), time.time() - start
         values = torch.stack([torch.stack(list(row.values())) for row in seen]).tolist()
-        first = (epoch - 1) * run.steps
-        run.log_rows("steps.csv", [{"step": first + i, **dict(zip(seen[0], row))}
-                                   for i, row in enumerate(values)])
-        run.end_epoch()
-    run.finish(**report(run, loss_names))
+        first = (epoch - 1) * log.steps
+        log.tables.setdefault("steps", []).extend(
+            {"epoch": epoch, "step": first + i, **dict(zip(seen[0], row))}
+            for i, row in enumerate(values))
+        z, of_P = torch.cat([z1, z2]), common.collapse_metrics(torch.cat([p1, p2]))
+        metrics = common.measure(model.encoder, data, args, epoch, z)
+        log.row(epoch, loss, seconds, **metrics, std_P=of_P["std"], m_o_P=of_P["m_o"],
+                effective_rank_P=of_P["effective_rank"])
+    others = [i for i, name in enumerate(loss_names) if name != loss_names[-1]]
+    first = max(others, default=-1) + 1                    # epochs before the last loss began
+    draw(log, first).savefig(log.folder / "steps.png")
+    log.finish(**summary(log, first), **common.evaluate(model.encoder, data, args, epochs=100))
     return model
 
 
@@ -301,54 +312,42 @@ def measure(loss_names, net, v):
     return found
 
 
-def report(run, loss_names):
-    """steps.png.  -> for result.json: means of steps.csv over the last epoch, and of the last loss
-
-    m_o_before, m_r_before, effective_rank_before: at its first step; m_r_highest: over its steps"""
-    if not run.is_first or not run.epoch:
-        return {}
-    rows, last = common.read_csv(run.folder / "steps.csv"), run.history[-1]
-    end = [row for row in rows if row["epoch"] == run.epoch]
+def summary(log, first):
+    """Means of steps.csv over the last epoch, and of the last loss, which began after epoch
+    `first`: m_o_before, m_r_before, effective_rank_before when it began, m_r_highest since."""
+    rows, last = log.tables["steps"], log.history[-1]
+    end = [row for row in rows if row["epoch"] == last["epoch"]]
     names = [key for key in end[0] if key not in last and key != "step"]
     found = {key: sum(row[key] for row in end) / len(end) for key in names}
-    changes = [i for i in range(1, len(loss_names)) if loss_names[i] != loss_names[i - 1]]
-    first = max(changes, default=0)                        # epochs before the last loss
-    phase = rows[run.steps * first:]
-    found |= {"m_o_before": phase[0]["m_o"], "m_r_before": phase[0]["m_r"],
-              "m_r_highest": max(row["m_r"] for row in phase),
-              "effective_rank_before": run.history[first]["effective_rank"],
-              "verdict_P": common.verdict(last["m_o_P"], last["effective_rank_P"])}
+    phase = rows[log.steps * first:]
+    of_P = {"m_o": last["m_o_P"], "effective_rank": last["effective_rank_P"]}
+    return found | {
+        "m_o_before": phase[0]["m_o"], "m_r_before": phase[0]["m_r"],
+        "m_r_highest": max(row["m_r"] for row in phase),
+        "effective_rank_before": log.history[first]["effective_rank"],
+        "verdict_P": common.verdict(of_P)}
 
-    from matplotlib.figure import Figure
+
+def draw(log, first):
+    """steps.png: m_o, m_r, and what the last loss is about.  A dotted line: where it starts"""
+    rows = log.tables["steps"]
+    third = {"how much of the centre is in o$_e$": ("eta_p", "eta_z")}                   # Fig. 5a
+    if "b" in rows[0]:
+        third = {"length of the bias, and what A.8 predicts": ("b", "b_theory")}
+    elif "cos_r_0.1" in rows[0]:
+        third = {"Fig. 5c: cosine of r$_e$ with the de-correlation gradient, by τ":
+                 [f"cos_r_{tau}" for tau in TAUS]}
+    panels = {"m_o (1: complete collapse)": ("m_o", "m_o_P"),
+              "m_r (0: complete collapse)": ("m_r", "m_r_P"), **third}
     figure = Figure(figsize=(13, 3.6), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    steps = [row["step"] for row in rows]
-    for axis, names in ((left, ("m_o", "m_o_P")), (middle, ("m_r", "m_r_P"))):
-        for key in names:
-            axis.plot(steps, [row[key] for row in rows], label=key)
-        axis.set(xlabel="step", ylim=(-0.03, 1.05))
-    if loss_names[-1] == "infonce":                        # Fig. 5c
-        for key in ("cos_r", "cos_o"):
-            right.plot(TAUS, [found[f"{key}_{tau}"] for tau in TAUS], "o-", label=f"{key[-1]}$_e$")
-        right.set(xlabel="τ", xscale="log", title="cosine with the de-correlation gradient")
-    elif loss_names[-1] == "bias":                         # A.8
-        right.plot(steps, [row["b_theory"] for row in rows], label="(1 − m) / m · o, predicted")
-        right.plot(steps, [row["b"] for row in rows], label="b, measured")
-        right.set(xlabel="step", title="length of the bias")
-    else:                                                  # Fig. 5a
-        right.plot(steps, [row["eta_p"] for row in rows], label="η$_p$ of o$_z$ − o$_p$")
-        right.plot(steps, [row["eta_z"] for row in rows], label="η$_z$ of o$_p$ − o$_z$")
-        right.set(xlabel="step", ylim=(-1.1, 1.1), title="how much of the centre is in o$_e$")
-    for change in changes:                                 # from here on another loss
-        left.axvline(change * run.steps, color="0.5", ls=":")
-        middle.axvline(change * run.steps, color="0.5", ls=":")
-    left.set_title("m_o (1: complete collapse)")
-    middle.set_title("m_r (0: complete collapse)")
-    for axis in (left, middle, right):
+    for axis, (title, keys) in zip(figure.subplots(1, 3), panels.items()):
+        for key in keys:
+            axis.plot([row["step"] for row in rows], [row[key] for row in rows], label=key)
+        axis.axvline(first * log.steps, color="0.5", ls=":")
+        axis.set(title=title, xlabel="step")
         axis.legend(fontsize=8)
-    common.save_figure(figure, run.folder / "steps.png")
-    return found
+    return figure
 
 
 if __name__ == "__main__":
-    main()
+    common.cli(main)

@@ -1,27 +1,29 @@
 """SimSiam and BYOL with every knob that is blamed when they collapse.
 
-The method files show the method; this one is to be turned and broken: `python compare.py
-collapse-guide` makes one change at a time, and results/README.md#collapse-guide says what came out.
+The other scripts show a method.  This one is there to be turned and broken: `python
+results/reproduce.py collapse-guide` makes one change at a time, and results/collapse_guide.md says
+what came out of it.
 
     python knobs.py                              SimSiam, as in simsiam.py
     python knobs.py --variant byol               BYOL, as in byol.py
     python knobs.py --no-pred-bn --batch-size 16 --data path/to/folder
 
-On `patches` a run takes 90 s on two CPU cores.  BYOL is SimSiam with a slow target here: its loss,
-2 + 2 D both ways, is 4 times SimSiam's but for a constant, so that byol.py's rate 0.1 is 0.4, and
-its weight decay a quarter.  --target-every 10 is the alternating optimisation of Chen & He (2021,
-arXiv 2011.10566, section 5): so many steps towards one target net, then a copy of the new one.
+On `patches` a run takes 90 s on two CPU cores.  BYOL is SimSiam with a slow target here.  Its loss,
+2 + 2 D both ways, is 4 times SimSiam's plus a constant; so byol.py's rate 0.1 is 0.4 here, and its
+weight decay a quarter.  --target-every 10 is the alternating optimisation of Chen & He (2021, arXiv
+2011.10566, section 5): ten steps towards one target net, then a copy of the new net is the target.
 """
 import copy
+import time
 
 import torch
 from torch import nn
 
 import common
 
-# One dict a data set; every entry is also a flag, and a flag that is given wins.
-# lr is for a batch of 256: the rate used is lr * batch_size / 256.  pred_lr: h's over f's.  ema 0:
-# the net is its own target.
+# One dict a data set.  Every entry is also a flag, and a flag that is given wins.
+# lr is for a batch of 256: the rate used is lr * batch_size / 256.
+# pred_lr: the predictor's rate, as a multiple of the encoder's.  ema 0: the net is its own target.
 RECIPES = {
     "patches": dict(                                                       # simsiam.py, byol.py
         arch="small", epochs=20, batch_size=64, lr=0.4, weight_decay=1e-3, warmup_epochs=2,
@@ -79,7 +81,8 @@ class Siamese(nn.Module):
             self.target = copy.deepcopy(self.encoder).requires_grad_(False)
 
     def forward(self, x1, x2):
-        z1, z2 = self.encoder(x1), self.encoder(x2)        # [B, D]; BN statistics are a view's own
+        # One call a view: BatchNorm then normalises each view by its own mean and variance.
+        z1, z2 = self.encoder(x1), self.encoder(x2)        # [B, D]
         p1, p2 = self.predictor(z1), self.predictor(z2)    # [B, D]
         if self.target is None:
             return p1, p2, z1, z2, z1, z2
@@ -87,13 +90,13 @@ class Siamese(nn.Module):
 
     @torch.no_grad()
     def update_target(self, m):
-        """f' <- m f' + (1 - m) f in place, BatchNorm's averages too (nothing reads those), its
-        integer counter not.  Nothing where there is no target."""
+        """f' <- m f' + (1 - m) f in place: weights and BatchNorm's averages, but no counters."""
         if self.target is None:
             return
-        new = [v for v in self.encoder.state_dict().values() if v.is_floating_point()]
-        old = [v for v in self.target.state_dict().values() if v.is_floating_point()]
-        torch._foreach_lerp_(old, new, 1 - m)
+        target = self.target.state_dict()
+        for name, new in self.encoder.state_dict().items():
+            if new.is_floating_point():
+                target[name].lerp_(new, 1 - m)
 
 
 build = Siamese
@@ -101,11 +104,30 @@ build = Siamese
 
 # ------------------------------------------------------------------------------------------- train
 
+@torch.no_grad()
+def health(r):
+    """How rich are features of images that were not trained on?  This needs no labels.
+
+    r: [N, D] -> test_rank_r, their effective rank, and test_auc_r: the mean share of the singular
+    values of the centred, l2-normalised r that the largest 1, 2, ..., D of them hold.  It is 1 if
+    one holds all, about 1/2 if all are equal (Li, Efros & Pathak 2022, arXiv 2209.15007; that the
+    values are summed and not their squares is our reading)."""
+    R = nn.functional.normalize(r.float(), dim=1).cpu().double()
+    R = R - R.mean(0)
+    s = torch.linalg.eigvalsh(R.T @ R).clamp(min=0).sqrt()               # ascending
+    s = s.flip(0)[:len(R)]
+    return {"test_rank_r": common.collapse_metrics(r)["effective_rank"],
+            "test_auc_r": (s.cumsum(0) / s.sum()).mean().item()}
+
+
 def parse(argv=None):
-    args = common.parse_args(__file__, __doc__, RECIPES, argv, CHOICES, FLAGS, PRESETS)
+    args = common.parse_args(__file__, __doc__, RECIPES, argv, CHOICES, FLAGS, PRESETS,
+                             zero=["ema", "jitter_p"])
+    if args.ema > 1 or args.min_scale > 1 or args.jitter_p > 1:
+        common.fail("--ema, --min-scale and --jitter-p must be at most 1")
     args.label = args.variant
     if not args.stopgrad:
-        args.ema, args.target_every = 0.0, 1               # a copy has no gradient to stop
+        args.ema, args.target_every = 0.0, 1               # a copy has no gradient to let pass
     return args
 
 
@@ -114,6 +136,8 @@ def main(argv=None):
     device = common.setup(args)
     data = common.load_data(args.data, args.data_dir, args.size, device, args.limit)
     model = Siamese(args).to(device, memory_format=torch.channels_last)
+    net = torch.compile(model) if args.compile else model
+    # Two groups, because by default only the encoder's learning rate is annealed.
     lr = args.lr * args.batch_size / 256
     groups = [{"params": model.encoder.parameters()},
               {"params": model.predictor.parameters(), "lr": lr * args.pred_lr}]
@@ -121,34 +145,44 @@ def main(argv=None):
         optimizer = torch.optim.Adam(groups, lr, weight_decay=args.weight_decay)
     else:
         optimizer = torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=args.weight_decay)
-    run = common.Run(args, model, optimizer, data)
-    net = run.parallel()
+    log = common.Log(args, model, optimizer, data)         # the run's folder, new or --resume's
+    backbone = model.encoder.backbone
+    if not log.history:                                    # row 0: the untrained net is the floor
+        of_r = health(common.extract_features(backbone, data.test_x, data.mean, data.std))
+        log.row(0, **common.measure(model.encoder, data, args), **of_r)
 
-    for epoch in run.epochs():
-        for x in run.batches():                            # uint8 [B, 3, S, S]
-            rate = common.cosine_lr(lr, run.progress, args.epochs, args.warmup_epochs)
-            optimizer.param_groups[0]["lr"] = rate
-            if args.pred_schedule == "cosine":             # else h's stays, so that h keeps up
+    for epoch in range(len(log.history), args.epochs + 1):
+        start, losses = time.time(), []
+        for progress, chosen in common.batches(data, args, epoch):   # epochs done; which images
+            rate = common.cosine_lr(lr, progress, args.epochs, args.warmup_epochs)
+            optimizer.param_groups[0]["lr"] = rate         # the encoder's
+            if args.pred_schedule == "cosine":             # else the predictor's stays constant
                 optimizer.param_groups[1]["lr"] = rate * args.pred_lr
+            x = data.train_x[chosen]                       # uint8 [B, 3, S, S]
             x1, x2 = (common.augment(x, data.mean, data.std, args.min_scale, jitter_p=args.jitter_p)
                       for _ in range(2))
             with common.autocast(device):                  # bfloat16 on CUDA
                 p1, p2, z1, z2, t1, t2 = net(x1, x2)
                 if args.pair == "own":                     # the bug: a prediction of its own view
                     t1, t2 = t2, t1
-                loss = D(p1, t2.detach()) / 2 + D(p2, t1.detach()) / 2     # detach: stop-gradient
+                # detach is the stop-gradient: without it p and z move towards one point together
+                loss = D(p1, t2.detach()) / 2 + D(p2, t1.detach()) / 2
                 if not args.stopgrad:
                     loss = D(p1, t2) / 2 + D(p2, t1) / 2
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            if (run.step + 1) % args.target_every == 0:    # 10: so many steps on one target
+            losses.append(loss.detach())                   # .item() here would make a GPU wait
+            steps = (epoch - 1) * log.steps + len(losses)
+            if steps % args.target_every == 0:             # 10: ten steps towards one target
                 model.update_target(args.ema)
-            run.log(loss, z=(z1, z2))
-        run.end_epoch()
-    run.finish()
+        loss, seconds = torch.stack(losses).mean().item(), time.time() - start
+        z = torch.cat([z1, z2])                            # of the last batch: has it collapsed?
+        of_r = health(common.extract_features(backbone, data.test_x, data.mean, data.std))
+        log.row(epoch, loss, seconds, **common.measure(model.encoder, data, args, epoch, z), **of_r)
+    log.finish(**common.evaluate(model.encoder, data, args, epochs=100))
     return model
 
 
 if __name__ == "__main__":
-    main()
+    common.cli(main)

@@ -1,21 +1,22 @@
 """The ceiling: the same backbone, views and loop, but with the labels.  No self-supervision.
 
 What it reaches says how much of a label this net can learn at all, and so what the others lose.
-Where images have several labels (--data strong_weak) it learns all of them at once.
+If images have several labels (--data strong_weak) it learns all of them at once.
 
     python supervised.py --data strong_weak
     python supervised.py --data strong_weak --epochs 0       the floor: the untrained net
 
 takes 90 s on two CPU cores and gets 100 % of the strong label and 90 % of the weak one (kNN, three
-seeds).  z is r here, so the collapse columns are of r.
+seeds).  There is no projector: z is r, the backbone's output, so the collapse columns are of r.
 """
+import time
+
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 import common
 
-# One dict a data set; every entry is also a flag, and a flag that is given wins.
+# One dict a data set.  Every entry is also a flag, and a flag that is given wins.
 # lr is for a batch of 256: the rate used is lr * batch_size / 256.
 RECIPES = {
     "patches": dict(                                                                          # ours
@@ -34,7 +35,7 @@ def loss_of(outputs, labels):
     """Cross-entropy, summed over the labels of an image.
 
     outputs: list of [B, classes], labels: list of int64 [B] -> scalar"""
-    return sum(F.cross_entropy(output, y) for output, y in zip(outputs, labels))
+    return sum(nn.functional.cross_entropy(output, y) for output, y in zip(outputs, labels))
 
 
 # ----------------------------------------------------------------------------------------- network
@@ -43,8 +44,8 @@ class Classifier(nn.Module):
     def __init__(self, args):
         super().__init__()
         backbone, width = common.make_backbone(args.arch)
-        self.encoder = nn.Sequential()
-        self.encoder.backbone = backbone
+        self.encoder = nn.Sequential()                     # the backbone alone
+        self.encoder.add_module("backbone", backbone)
         self.heads = nn.ModuleList(nn.Linear(width, n) for n in args.n_classes)
 
     def forward(self, x):
@@ -67,33 +68,36 @@ def main(argv=None):
     data = common.load_data(args.data, args.data_dir, args.size, device, args.limit)
     if not data.classes:
         common.fail(f"{args.data} has no labels to learn from")
-    labelled = data.train_y >= 0                           # of stl10's images one in twenty is
-    data.train_x, data.train_y = data.train_x[labelled], data.train_y[labelled]
     all_labels = [data.train_y, *(train for train, _ in data.more.values())]         # int64 [N]
     args.n_classes = [int(y.max()) + 1 for y in all_labels]
     model = Classifier(args).to(device, memory_format=torch.channels_last)
+    net = torch.compile(model) if args.compile else model
     lr = args.lr * args.batch_size / 256
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, nesterov=True,
                                 weight_decay=args.weight_decay)
-    run = common.Run(args, model, optimizer, data)
-    net = run.parallel()
+    log = common.Log(args, model, optimizer, data)         # the run's folder, new or --resume's
+    if not log.history:                                    # row 0: the untrained net is the floor
+        log.row(0, **common.measure(model.encoder, data, args))
 
-    for epoch in run.epochs():
-        for x in run.batches():                            # uint8 [B, 3, S, S]
-            rate = common.cosine_lr(lr, run.progress, args.epochs, args.warmup_epochs)
+    for epoch in range(len(log.history), args.epochs + 1):
+        start, losses = time.time(), []
+        for progress, chosen in common.batches(data, args, epoch):   # epochs done; which images
+            rate = common.cosine_lr(lr, progress, args.epochs, args.warmup_epochs)
             optimizer.param_groups[0]["lr"] = rate
+            x = data.train_x[chosen]                       # uint8 [B, 3, S, S]
             x1 = common.augment(x, data.mean, data.std)    # one view is enough
             with common.autocast(device):                  # bfloat16 on CUDA
                 outputs, r = net(x1)
-                loss = loss_of(outputs, [y[run.chosen] for y in all_labels])
+                loss = loss_of(outputs, [y[chosen] for y in all_labels])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            run.log(loss, z=(r,))
-        run.end_epoch()
-    run.finish()
+            losses.append(loss.detach())                   # .item() here would make a GPU wait
+        loss, seconds = torch.stack(losses).mean().item(), time.time() - start
+        log.row(epoch, loss, seconds, **common.measure(model.encoder, data, args, epoch, r))
+    log.finish(**common.evaluate(model.encoder, data, args, epochs=100))
     return model
 
 
 if __name__ == "__main__":
-    main()
+    common.cli(main)
