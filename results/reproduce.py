@@ -1,0 +1,240 @@
+"""Train the tables of results/, and check in them what the papers claim.
+
+    python results/reproduce.py                                    the tables by name
+    python results/reproduce.py mirror --seed 0,1,2 --jobs 2       trains what is missing, prints it
+    python results/reproduce.py mirror --only naive,mirror --data path/to/folder --epochs 20
+    python results/reproduce.py --fill                             the pages, from the csv files
+
+A table is made of runs of the scripts, with the flags that stand in tables.py and those given here,
+which win.  A row is "as the paper" if its claim in tables.py holds for every seed.  With --save the
+runs go into results/NAME.csv, where they take the place of the same rows and seeds, the picture
+into results/NAME.png, and the tables of README.md and of the pages are filled again.  On another
+data set the name is NAME.DATA, such as mirror.cifar10_jpeg.
+"""
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]
+import common                                              # noqa: E402
+import compare                                             # noqa: E402
+from tables import TABLES                                  # noqa: E402
+
+DIGITS = {"seconds": 0, "alive_r": 0, "alive_z": 0, "dims_z": 0, "test_auc_r": 3, "align": 3,
+          "commutator": 3, "asymmetry": 3, "cos_bias": 3, "b": 3, "b_theory": 3, "b_cos": 3,
+          "covariance": 4, "E_mean": 4, "E_mean_1": 4}
+COLORS = {"none": "#08519c", "dimensional": "#fd8d3c", "complete": "#b10026"}
+
+
+# ------------------------------------------------------------------------------------------- claims
+
+def as_the_paper(claim, mine, records):
+    """-> yes, no or 1 of 3: for how many seeds of a row the claim holds; "" if that can't be said
+
+    A seed counts if the rows that the claim compares with have it too."""
+    held = {}
+    for record in mine if claim else []:
+        rows = {other["label"]: other for other in records if other["seed"] == record["seed"]}
+        try:
+            held[record["seed"]] = claim(record, rows)
+        except KeyError:                                   # it asks for a row that is missing
+            continue
+    right, n = sum(held.values()), len(held)
+    if n == 0:
+        return ""
+    word = "yes" if right == n else "no" if right == 0 else f"{right} of {n}"
+    return word if n == len(mine) else f"{word} (seed {', '.join(held)} alone)"
+
+
+def shown(name):
+    """-> "partly: 18 of 20 claims, 3 seeds": what results/NAME.csv shows of what the paper says"""
+    file = HERE / f"{name}.csv"
+    if not file.exists():
+        return "not trained"
+    records = compare.read_csv(file)
+    rows = compare.by_label(records)
+    words = [as_the_paper(claim, rows.get(label, []), records)
+             for label, _, _, claim in TABLES[name].rows]
+    held = [word.startswith("yes") for word in words if word]
+    seeds = sorted({len(mine) for mine in rows.values()})
+    seeds = " to ".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))
+    seeds += " seed" if seeds == "1" else " seeds"
+    if not held:
+        return f"no claim, {seeds}"
+    word = "yes" if all(held) else "partly" if any(held) else "no"
+    return f"{word}: {sum(held)} of {len(held)} claims, {seeds}"
+
+
+# ---------------------------------------------------------------------------------------- Markdown
+
+def markdown(records, table, columns, only=()):
+    """The table in Markdown, with what the paper says beside it if it says anything."""
+    says = {label: (number, claim) for label, _, number, claim in table.rows}
+    rows, lines = compare.by_label(records), []
+    most = max(len(mine) for mine in rows.values())
+    for label, mine in rows.items():
+        number, claim = says.get(label, ("", None))
+        seeds = ", ".join(record["seed"] for record in mine)
+        name = label if len(mine) == most else f"{label} (seed {seeds} alone)"
+        words = {"label": name, "the paper": number,
+                 "as the paper?": as_the_paper(claim, mine, records)}
+        lines += [record | words for record in mine if not only or label in only]
+    if "knn" in columns:
+        lines += [{"label": "untrained net", "knn": record["knn_untrained"]}
+                  for record in rows[records[0]["label"]] if "knn_untrained" in record]
+    if any(number or claim for number, claim in says.values()):
+        columns = ["the paper", "as the paper?", *columns]
+    return compare.markdown(lines, columns, DIGITS)
+
+
+def fill(text):
+    """The text of a page, its tables made again from the csv files.
+
+    They stand between <!-- table mirror; rows: naive | mirror; columns: knn std --> and
+    <!-- end -->, where rows and columns may be left out, and <!-- overview --> and <!-- end -->."""
+    def make(match):
+        stem, *choices = [part.strip() for part in match[1].split(";")]
+        if not (HERE / f"{stem}.csv").exists():
+            return match[0]
+        table, choice = TABLES[stem.split(".")[0]], dict(part.split(":", 1) for part in choices)
+        only = [label.strip() for label in choice.get("rows", "").split("|") if label.strip()]
+        columns = choice.get("columns", table.columns).split()
+        made = markdown(compare.read_csv(HERE / f"{stem}.csv"), table, columns, only)
+        return f"<!-- table {match[1]} -->\n{made}<!-- end -->"
+
+    def make_overview(match):
+        lines = ["| claim | command | shown? | where |", "| --- | --- | --- | --- |"]
+        for name, table in TABLES.items():
+            lines.append(f"| {table.paper} | `python results/reproduce.py {name}` | {shown(name)} "
+                         f"| [{table.page}](results/{table.page}.md#{name}) |")
+        return "\n".join(["<!-- overview -->", *lines, "<!-- end -->"])
+    text = re.sub(r"<!-- table (.*?) -->\n.*?<!-- end -->", make, text, flags=re.S)
+    return re.sub(r"<!-- overview -->\n.*?<!-- end -->", make_overview, text, flags=re.S)
+
+
+def fill_pages():
+    for page in (HERE.parent / "README.md", *sorted(HERE.glob("*.md"))):
+        text = page.read_text(encoding="utf-8")
+        if fill(text) != text:
+            page.write_text(fill(text), encoding="utf-8")
+            print(f"{page}: tables filled")
+
+
+# ----------------------------------------------------------------------------------------- figures
+
+def draw_points(records, x, y, left_out=""):
+    """A point for each row: the means of columns x and y, with their standard deviations.  The
+    names stand at the right, in the order of y; the title has Spearman's rank correlation."""
+    from matplotlib.figure import Figure
+    rows, points = compare.by_label(records), []
+    rows.pop(left_out, None)
+    figure = Figure(figsize=(8, max(6.2, 0.2 * len(rows))), layout="constrained")
+    axis = figure.subplots()
+    for label, mine in rows.items():
+        values = torch.tensor([[record[x], record[y]] for record in mine], dtype=torch.double)
+        mean, std = values.mean(0), values.std(0, correction=min(1, len(mine) - 1))
+        color = COLORS[Counter(record["verdict"] for record in mine).most_common(1)[0][0]]
+        axis.errorbar(*mean, std[1], std[0], "o", color=color, markersize=5, linewidth=1)
+        points.append((*mean.tolist(), label, color))
+    points.sort(key=lambda point: point[1])
+    for i, (*at, label, color) in enumerate(points):
+        axis.annotate(label, at, (1.04, (i + 0.5) / len(points)), va="center", color=color,
+                      textcoords="axes fraction", fontsize=9,
+                      arrowprops={"arrowstyle": "-", "color": "0.7", "relpos": (0, 0.5)})
+    for verdict, color in COLORS.items():
+        axis.plot([], [], "o", color=color, label=f"collapse: {verdict}")
+    figure.legend(loc="outside lower center", ncols=3, fontsize=9)
+    ranks = torch.tensor([point[:2] for point in points]).argsort(0).argsort(0).double()
+    axis.set(xlabel=x, ylabel=y, title=f"rank correlation {torch.corrcoef(ranks.T)[0, 1]:.2f}")
+    if "rank" in x:
+        ticks = [rank for rank in (1, 2, 5, 10, 20, 50) if rank < axis.get_xlim()[1]]
+        axis.set_xscale("log")
+        axis.set_xticks(ticks, ticks)
+        axis.minorticks_off()
+    axis.grid(alpha=0.3)
+    return figure
+
+
+# ------------------------------------------------------------------------------------------- train
+
+def rows_of(table, data="", flags=()):
+    """-> [(label, [script, flags])]; the flags of the command line come last and win"""
+    rows = []
+    for label, words, *_ in table.rows:
+        words = words.split()
+        if not words or not words[0].endswith(".py"):
+            words = [table.script, *words]
+        if data not in ("cifar10", "cifar100"):
+            words += table.ours.split()
+        rows.append((label, [*words, *(["--data", data] if data else []), *flags]))
+    return rows
+
+
+def save(stem, table, records, figure):
+    """results/STEM.csv and its pictures; the curves only if it has no other runs than these"""
+    file = HERE / f"{stem}.csv"
+    made = {(record["label"], record["seed"]) for record in records}
+    old = compare.read_csv(file) if file.exists() else []
+    old = [record for record in old if (record["label"], record["seed"]) not in made]
+    place = {label: i for i, (label, *_) in enumerate(table.rows)}
+    everything = sorted(old + records, key=lambda record: (place[record["label"]], record["seed"]))
+    common.write_csv(file, [{name: f"{value:.6g}" if isinstance(value, float) else value
+                             for name, value in record.items() if name != "folder"}
+                            for record in everything])
+    for i, pair in enumerate(table.points.split(";") if table.points else []):
+        draw_points(everything, *pair.split()).savefig(HERE / f"{stem}-points{i or ''}.png")
+    if not old:
+        figure.savefig(HERE / f"{stem}.png")
+    fill_pages()
+
+
+def main(argv=None):
+    parser = compare.make_parser(__file__, __doc__)
+    parser.add_argument("--data", default="", help="another data set or folder of images")
+    parser.add_argument("--only", default="", help="these rows, such as naive,mirror")
+    parser.add_argument("--save", action="store_true", help="put the runs into results/")
+    parser.add_argument("--fill", action="store_true", help="fill the pages from the csv files")
+    own, words = parser.parse_known_args(argv)
+    if own.fill:
+        return fill_pages()
+    if not words:
+        return list_tables()
+    name, *flags = words
+    if name not in TABLES:
+        common.fail(f"no table {name}: python results/reproduce.py lists the tables")
+    table = TABLES[name]
+    stem = f"{name}.{Path(own.data).name}" if own.data not in ("", "patches") else name
+    rows = rows_of(table, own.data, flags)
+    only = [label.strip() for label in own.only.split(",") if label.strip()]
+    if unknown := set(only) - {label for label, _ in rows}:
+        common.fail(f"--only: {name} has no row {unknown.pop()!r}; its rows are "
+                    f"{', '.join(label for label, _ in rows)}")
+    rows = [row for row in rows if not only or row[0] in only]
+    folder = Path(own.out, stem)
+    jobs = compare.plan(rows, own.seed, folder)
+    failed = compare.train_all(jobs, own.jobs)
+    records = compare.read_results(jobs)
+    if records:
+        figure = compare.draw(records, table.curves.split(), table.csv)
+        compare.report(folder, records, markdown(records, table, table.columns.split()), figure)
+        if own.save:
+            save(stem, table, records, figure)
+    print(failed, end="")
+    raise SystemExit(1 if failed else 0)
+
+
+def list_tables():
+    print("name                runs   minutes   what the paper claims\n"
+          "                                    how much of it the runs here show\n")
+    for name, table in TABLES.items():
+        print(f"{name:20}{len(table.rows):4}{table.minutes:10}   {table.paper}\n"
+              f"{'':37}{shown(name)}")
+    print("\nminutes: of one seed on two CPU cores, about")
+
+
+if __name__ == "__main__":
+    common.cli(main)
