@@ -1,35 +1,47 @@
-"""Why does BYOL not collapse?  The linear model of Tian et al., as equations solved and checked.
+"""Why does a net with a predictor and a stop-gradient not collapse?  The equations of a linear net.
 
 Tian, Chen & Ganguli, "Understanding Self-supervised Learning Dynamics without Contrastive Pairs",
-2021 (arXiv 2102.06810), and DirectSet(alpha) of Wang et al. 2021 (arXiv 2110.04947).  Online net
-f = W x, target W_a x, linear predictor W_p;
-    J = 1/2 E||W_p W x1 - sg(W_a x2)||^2,
-    X = E[x x^T] of the images, X' = the covariance of the augmentation.
-eta: weight decay, alpha_p: the predictor's rate over the net's, beta: how fast the target follows,
-tau: W_a = tau W.
+2021 (arXiv 2102.06810), and DirectSet(alpha) of Wang et al. 2021 (arXiv 2110.04947).
 
-    python toy_dynamics.py      every number beside what the theorem says; toy_dynamics.png and .csv
+x1 and x2 are two views of an image, with covariance X of the images and X' of what augmentation
+adds.  The net is W x1, the target net is W_a x2, and the predictor is the matrix W_p.  The
+stop-gradient sg lets no gradient into the target.  SGD with small steps on the loss
+    J = 1/2 E||W_p W x1 - sg(W_a x2)||^2
+follows the differential equations below.  Their letters:
+    alpha_p, eta   the predictor's learning rate over the net's; weight decay
+    beta           how fast the target follows the net; inf: the target is the net
+    sigma2, tau    the paper assumes X = I, X' = sigma2 I and W_a = tau W
+    p, s           eigenvalues of W_p and of F = W X W^T, for an eigenvector that the two share
 
-It takes 15 s on two CPU cores (torch 2.14).  Where the papers err: in
-s_j = p_j^2 / alpha_p + e^(-2 eta t) c_j Tian et al. print c_j with the opposite sign, it is
-s_j(0) - p_j(0)^2 / alpha_p (their slides leave it open); and "the larger alpha, the larger the
-signal-noise ratio" needs a nuisance that has died (last panel).  Where an assumption or a reading
-is not exact: with an EMA, W_a = tau W comes true late, with tau = 1, and weight decay delays most
-alignments to 1e-3.
+    python toy_dynamics.py
+
+The six panels, as measured with seed 0 (15 seconds on two CPU cores):
+1. Without the predictor, or without the stop-gradient, W goes to 0.  With both it does not.
+2. The eigenvectors of W_p and F align: F W_p - W_p F falls below 1e-7 of its factors.
+3. Strong eigenvalues of W_p go to p+, and one that starts too small dies.
+4. The reason: 0 and p+ = 0.813 are stable, and p- = 0.0205 between them is not (eta = 0.02).
+5. A faster predictor saves smaller s(0) from collapse; weight decay and a slow target fewer.
+6. DirectSet sets W_p = (W W^T)^alpha.  eta > 1/8 kills a nuisance (sigma2 = 1), 1/4 the signal too.
+
+Where we differ.  In s = p^2 / alpha_p + c e^(-2 eta t) the paper prints the opposite sign of
+c = s(0) - p(0)^2 / alpha_p.  In theory weight decay speeds up alignment, but it also shrinks W_p
+and F, and on average our runs align later.  "The larger alpha, the larger the signal-noise ratio"
+(slides) needs a dead nuisance: while it lives, the ratio falls with alpha.
 """
 import math
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
 import torch
+from matplotlib.figure import Figure
 
 import common
 
 
 def simulate(flow, state, time, steps):
-    """Runge-Kutta of order 4.  flow: state -> its time derivative; state: a tuple of tensors
-    -> list of steps + 1 states"""
+    """Solve a differential equation by the Runge-Kutta method of order 4.  flow: the entries of a
+    state -> a tuple of their time derivatives; state: a tuple of tensors -> steps + 1 states"""
     def add(x, scale, k):
         return tuple(a + scale * b for a, b in zip(x, k))
-
     h = time / steps
     trajectory = [state]
     for _ in range(steps):
@@ -43,12 +55,12 @@ def simulate(flow, state, time, steps):
     return trajectory
 
 
-# ------------------------------------------------------------------- the equations of the paper
-# Each returns a flow: the state's entries -> a tuple of their time derivatives, for simulate.
+# ------------------------------------------------------------------- the equations of the papers
+# Each function returns a flow for simulate: the state's entries -> their time derivatives.
 
 def lemma1(X, X_aug, alpha_p=1.0, eta=0.0, beta=1.0):
-    """Lemma 1: the gradient flow of J (alpha_p times W_p's gradient), with weight decay of W_p and
-    W, and a target that follows."""
+    """Lemma 1: SGD on J, with weight decay of W_p and W, and a target that follows.  State
+    (W_p, W, W_a); alpha_p multiplies the gradient of W_p alone."""
     def flow(W_p, W, W_a):
         error = W_a @ X - W_p @ W @ (X + X_aug)
         dW_p = alpha_p * error @ W.T - eta * W_p
@@ -58,13 +70,12 @@ def lemma1(X, X_aug, alpha_p=1.0, eta=0.0, beta=1.0):
 
 
 def no_predictor(X_aug, eta=0.0):
-    """W_p = I and W_a = W: dW/dt = -W (X' + eta I), which decays to 0.  (The slide has it
-    transposed.)"""
+    """W_p = I and W_a = W: dW/dt = -W (X' + eta I), which goes to 0.  State (W,)"""
     return lambda W: (-W @ X_aug - eta * W,)
 
 
 def no_stopgrad(X, X_aug, eta=0.0):
-    """The gradient through both paths, with W_p as it is: decays to 0 as well."""
+    """The gradient flows through both nets, and W_a = W.  State (W_p, W), W_p stays as it is."""
     def flow(W_p, W):
         rest = W_p - torch.eye(len(W_p), dtype=W.dtype)
         dW = -(W_p.T @ W_p @ W + W) @ X_aug - rest.T @ rest @ W @ X - eta * W
@@ -73,8 +84,8 @@ def no_stopgrad(X, X_aug, eta=0.0):
 
 
 def symmetrized(sigma2, tau=1.0, alpha_p=1.0, eta=0.0):
-    """Assumptions 1 to 3 (X = I, X' = sigma^2 I, W_a = tau W, W_p symmetric): W_p and F = W X W^T.
-    {A, B} = AB + BA"""
+    """Lemma 1 where X = I, X' = sigma2 I, W_a = tau W and W_p is symmetric.  State (W_p, F)
+    with F = W X W^T; the paper's {A, B} is `both`."""
     def both(A, B):
         return A @ B + B @ A
 
@@ -86,8 +97,8 @@ def symmetrized(sigma2, tau=1.0, alpha_p=1.0, eta=0.0):
 
 
 def decoupled(sigma2, alpha_p=1.0, eta=0.0, beta=math.inf):
-    """Eigenvalues p of W_p and s of F once the two share eigenvectors, and tau.  Numbers or
-    tensors; where beta is inf, there is no EMA and tau stays."""
+    """Eigenvalues p of W_p and s of F once the two share eigenvectors, and tau.  State (p, s, tau),
+    numbers or tensors; where beta is inf, the target is the net and tau stays."""
     beta = torch.as_tensor(beta, dtype=torch.double)
 
     def flow(p, s, tau):
@@ -99,12 +110,12 @@ def decoupled(sigma2, alpha_p=1.0, eta=0.0, beta=math.inf):
 
 
 def one_dimensional(sigma2, eta, tau=1.0):
-    """On the parabola s = p^2 (alpha_p = 1)."""
+    """`decoupled` where s = p^2, which the two approach (alpha_p = 1).  State (p,)"""
     return lambda p: (p * p * (tau - (1 + sigma2) * p) - eta * p,)
 
 
 def fixed_points(sigma2, eta, tau=1.0):
-    """-> p- (unstable), p+ (stable) of one_dimensional; nan where there are none but 0"""
+    """-> p- (unstable), p+ (stable) of one_dimensional; nan, nan where there are none but 0"""
     discriminant = tau**2 - 4 * eta * (1 + sigma2)
     if discriminant < 0:
         return math.nan, math.nan
@@ -112,284 +123,178 @@ def fixed_points(sigma2, eta, tau=1.0):
     return (tau - root) / (2 * (1 + sigma2)), (tau + root) / (2 * (1 + sigma2))
 
 
-def directset(alpha, eta, noise):
-    """W_p = (W W^T)^alpha: how an eigenvalue w of W moves along a direction with augmentation
-    variance `noise` (0: signal)."""
+def directset(alpha, eta, sigma2):
+    """DirectSet(alpha): an eigenvalue w of W along a direction with augmentation variance sigma2,
+    which is 0 for a signal.  W_p is set to w^(2 alpha).  State (w,)"""
     def flow(w):
         p = w.pow(2 * alpha)
-        return (p * (1 - (1 + noise) * p) * w - eta * w,)
+        return (p * (1 - (1 + sigma2) * p) * w - eta * w,)
     return flow
 
 
-# ---------------------------------------------------------------------------------- experiments
-# Each returns rows of (what, measured, theory) and functions that draw on an axis.
+# --------------------------------------------------------------------------------- the six panels
+# Each function draws on an axis and returns rows of the table: (what, measured, theory).
 
 def random_covariance(n, low, high, generator):
-    """Eigenvalues from low to high, along random directions."""
+    """A matrix with eigenvalues from low to high along random directions."""
     Q = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.double))[0]
     return Q * torch.linspace(low, high, n, dtype=torch.double) @ Q.T
 
 
-def times(time, steps):
-    """The times of simulate's states."""
-    return [time * i / steps for i in range(steps + 1)]
+def collapse(axis, generator, time=40.0, steps=800, eta=0.02):
+    """The size of W without the predictor, without the stop-gradient, and with both."""
+    X, X_aug = random_covariance(5, 0.5, 1.5, generator), random_covariance(5, 0.2, 0.6, generator)
+    W = torch.randn(3, 5, generator=generator, dtype=torch.double)
+    W_p = torch.randn(3, 3, generator=generator, dtype=torch.double)
+    none = simulate(no_predictor(X_aug, eta), (W,), time, steps)
+    through = simulate(no_stopgrad(X, X_aug, eta), (W_p, W), time, steps)
+    both = simulate(lemma1(X, X_aug, 2.0, eta, 0.5), (W_p, W, W), time, steps)
+    rows, t = [], torch.linspace(0, time, steps + 1).tolist()
+    # 0.2 is the least eigenvalue of X': without one of the two, W decays at least this fast.
+    bound = [W.norm().item() * math.exp(-(0.2 + eta) * x) for x in t]
+    for name, states, at in (("no predictor", none, 0), ("no stop-gradient", through, 1),
+                             ("both", both, 1)):
+        size = [state[at].norm().item() for state in states]                # at: where W is
+        axis.plot(t, size, label=name)
+        rows.append((f"{name}: ||W|| at the end over the bound", size[-1] / bound[-1],
+                     "> 100" if name == "both" else "< 1"))
+    axis.plot(t, bound, "k:", label="bound of the two without")
+    axis.set(title="1  size ‖W‖: collapse without one of the two", xlabel="time t", yscale="log")
+    axis.legend()
+    return rows
 
 
-def lemma1_and_sgd(g, alpha_p=2.0, eta=0.02, beta=0.5, lr=0.02, time=40.0):
-    """The ODE of Lemma 1 over what it describes: SGD on samples, rates lr and lr alpha_p, EMA
-    momentum 1 - lr beta."""
-    X, X_aug = random_covariance(5, 0.5, 1.5, g), random_covariance(5, 0.1, 0.3, g)
-    W_p = 0.5 * torch.randn(3, 3, generator=g, dtype=torch.double)
-    W = 0.5 * torch.randn(3, 5, generator=g, dtype=torch.double)
-    W_a = 0.5 * torch.randn(3, 5, generator=g, dtype=torch.double)
-    ode = simulate(lemma1(X, X_aug, alpha_p, eta, beta), (W_p, W, W_a), time, 6400)
-    C = [W @ W.T - W_p.T @ W_p / alpha_p for W_p, W, _ in ode]
-    decay = 0.0
-    for i, C_t in enumerate(C):
-        expected = math.exp(-2 * eta * time * i / 6400) * C[0]
-        decay = max(decay, ((C_t - expected).norm() / C[0].norm()).item())
-
-    W_p, W, W_a = W_p.clone().requires_grad_(), W.clone().requires_grad_(), W_a.clone()
-    half, half_aug = torch.linalg.cholesky(X), torch.linalg.cholesky(X_aug)
-    sgd = [W.detach().clone()]
-    for _ in range(round(time / lr)):
-        noise = torch.randn(3, 256, 5, generator=g, dtype=torch.double)
-        x = noise[0] @ half.T
-        f1 = (x + noise[1] @ half_aug.T) @ W.T
-        f2 = (x + noise[2] @ half_aug.T) @ W_a.T
-        J = (f1 @ W_p.T - f2.detach()).square().sum(1).mean() / 2
-        grad_p, grad = torch.autograd.grad(J, (W_p, W))
-        with torch.no_grad():
-            W_p -= lr * (grad_p * alpha_p + eta * W_p)
-            W -= lr * (grad + eta * W)
-            W_a += lr * beta * (W - W_a)
-        sgd.append(W.detach().clone())
-    ode = [W for _, W, _ in ode]
-    apart = ((sgd[-1] - ode[-1]).norm() / ode[-1].norm()).item()
-
-    def draw(axis):
-        thick, dashed = {"color": "C1", "lw": 3, "alpha": 0.6}, {"color": "k", "ls": "--"}
-        for name, weights, style in (("SGD on samples", sgd[::20], thick),
-                                     ("ODE", ode[::64], dashed)):
-            sizes = torch.linalg.svdvals(torch.stack(weights))              # [T, 3]
-            lines = axis.plot(times(time, len(sizes) - 1), sizes.tolist(), **style)
-            lines[0].set_label(name)
-        axis.set(title="Lemma 1: singular values of W", xlabel="t", ylim=(0, None))
-        axis.legend()
-    rows = [("W W' - Wp' Wp / alpha_p = e^(-2 eta t) C: relative error", decay, "< 1e-6"),
-            ("||W of SGD - W of the ODE|| / ||W||", apart, "small")]
-    return rows, draw
-
-
-def without_predictor_or_stopgrad(g, time=20.0, eta=0.02):
-    """Both end at W = 0: the norm of W falls at least as fast as its slowest rate allows."""
-    X, X_aug = random_covariance(5, 0.5, 1.5, g), random_covariance(5, 0.2, 0.6, g)
-    W = torch.randn(3, 5, generator=g, dtype=torch.double)
-    W_p = torch.randn(3, 3, generator=g, dtype=torch.double)
-    states = simulate(no_predictor(X_aug, eta), (W,), time, 800)
-    none = [W.norm().item() for (W,) in states]
-    states = simulate(no_stopgrad(X, X_aug, eta), (W_p, W), time, 800)
-    through = [W.norm().item() for _, W in states]
-    t = times(time, 800)
-    slowest = 0.2 + eta                                      # 0.2: the least eigenvalue of X'
-    bound = [none[0] * math.exp(-slowest * x) for x in t]
-
-    def draw(axis):
-        axis.plot(t, none, label="no predictor")
-        axis.plot(t, through, label="no stop-gradient")
-        axis.plot(t, bound, "k:", label="bound: e$^{-(λ_{min}(X') + η) t}$")
-        axis.set(title="‖W‖: both collapse to 0", xlabel="t", yscale="log")
-        axis.legend()
-    rows = [("no predictor: ||W|| at the end over the bound", none[-1] / bound[-1], "<= 1"),
-            ("no stop-gradient: ||W|| at the end over the bound", through[-1] / bound[-1], "<= 1")]
-    return rows, draw
-
-
-def alignment(g, time=60.0, sigma2=0.2, n=6, starts=12, steps=1200):
-    """Theorem 3: under the symmetrized dynamics F and W_p come to commute.  Weight decay adds
-    3/2 eta to the rate K, but makes F and W_p smaller, and so the rest of K."""
-    A, B = torch.randn(2, starts, n, n, generator=g, dtype=torch.double)
+def alignment(axis, generator, time=60.0, steps=600, sigma2=0.2, n=6, starts=12):
+    """Theorem 3: under the symmetrized dynamics F and W_p come to share their eigenvectors."""
+    rows, t = [], torch.linspace(0, time, steps + 1).tolist()
+    A, B = torch.randn(2, starts, n, n, generator=generator, dtype=torch.double)
     W_p = 0.1 * (A + A.mT) + 0.5 * torch.eye(n, dtype=torch.double)
     F = B @ B.mT / n
-    etas, curves, until = (0.0, 0.01, 0.05), {}, {}
-    for eta in etas:
+    for eta, color in ((0.0, "C0"), (0.05, "C2")):
         states = simulate(symmetrized(sigma2, eta=eta), (W_p, F), time, steps)
         W_t, F_t = (torch.stack(x) for x in zip(*states))                   # [T, starts, n, n]
         commutator = (F_t @ W_t - W_t @ F_t).norm(dim=(2, 3))
-        curves[eta] = commutator / F_t.norm(dim=(2, 3)) / W_t.norm(dim=(2, 3))
-        until[eta] = time / steps * (curves[eta] > 1e-3).double().sum(0)    # it falls
-
-    def draw(axis):
-        for eta, color in zip(etas, ("C0", "C1", "C2")):
-            shown = curves[eta].clamp(min=1e-17).tolist()
-            axis.plot(times(time, steps), shown, color=color, lw=0.6)
-            axis.plot([], color=color, label=f"η = {eta}, {starts} starts")
-        axis.axhline(1e-3, color="0.7", ls=":")
-        axis.set(title="‖[F, W$_p$]‖ / ‖F‖‖W$_p$‖: eigenvectors align", xlabel="t", yscale="log")
-        axis.legend()
-    rows = [(f"[F, Wp] relative at t = 60, eta = {eta}: largest of {starts} starts",
-             curves[eta][-1].max().item(), 0) for eta in etas]
-    rows += [(f"time until [F, Wp] is under 1e-3, eta = {eta}: mean of {starts} starts",
-              until[eta].mean().item(), "") for eta in etas]
-    rows += [(f"starts of {starts} that align sooner than without weight decay, eta = {eta}",
-              int((until[eta] < until[0.0]).sum()), "") for eta in etas[1:]]
-    return rows, draw
+        apart = commutator / F_t.norm(dim=(2, 3)) / W_t.norm(dim=(2, 3))    # [T, starts]
+        above = (apart > 1e-3).double().sum(0).mean().item()                # it falls
+        rows += [(f"eta = {eta}: F W_p - W_p F, relative, at the end, largest of {starts}",
+                  apart[-1].max().item(), "< 1e-6"),
+                 (f"eta = {eta}: time until it is below 1e-3, mean", time / steps * above, "")]
+        axis.plot(t, apart.clamp(min=1e-17).tolist(), color=color, lw=0.8)
+        axis.plot([], color=color, label=f"η = {eta}, {starts} random starts")
+    axis.set(title="2  ‖F W$_p$ - W$_p$ F‖ / ‖F‖‖W$_p$‖: they align", xlabel="time t", yscale="log")
+    axis.legend()
+    return rows
 
 
-def target(g, sigma2=0.2, eta=0.02, beta=0.1):
-    """How true is the assumption W_a = tau W?  Lemma 1 from a target that has nothing to do with W:
-    the best tau, and what of W_a it leaves over."""
-    X = torch.eye(5, dtype=torch.double)
-    W_p = 0.5 * torch.randn(3, 3, generator=g, dtype=torch.double)
-    W, W_a = 0.5 * torch.randn(2, 3, 5, generator=g, dtype=torch.double)
-    states = simulate(lemma1(X, sigma2 * X, 1.0, eta, beta), (W_p, W, W_a), 200.0, 1000)
-    rows = []
-    for t, left in ((5, ""), (20, ""), (200, "to 0, and tau to 1")):
-        _, W, W_a = states[5 * t]
-        tau = ((W_a * W).sum() / (W * W).sum()).item()
-        rows.append((f"EMA at t = {t}: ||W_a - tau W|| / ||W_a||, tau = {tau:.3f}",
-                     ((W_a - tau * W).norm() / W_a.norm()).item(), left))
-    return (rows,)                                                          # no panel
-
-
-def modes(_, sigma2=0.2, eta=0.04, beta=0.4, time=60.0, alpha_p=1.0):
-    """The decoupled eigenvalues: strong ones grow together to p+, one below its threshold dies;
-    s = p^2 / alpha_p + c e^(-2 eta t)."""
+def modes(axis, sigma2=0.2, eta=0.04, beta=0.4, time=150.0, steps=1000):
+    """Eigenvalues p of W_p with a target that follows: strong modes grow, and a weak one dies."""
     s = torch.tensor([1.0, 0.3, 0.1, 0.03, 0.003], dtype=torch.double)
     p, tau = torch.full_like(s, 0.02), torch.zeros_like(s)
-    states = simulate(decoupled(sigma2, alpha_p, eta, beta), (p, s, tau), time, 3000)
-    c = s - p**2 / alpha_p
-    worst = 0.0
-    for i in range(1500):                       # later c e^(-2 eta t) is rounding beside p^2
-        p_t, s_t, _ = states[i]
-        ratio = (s_t - p_t**2 / alpha_p) / (c * math.exp(-2 * eta * time * i / 3000))
-        worst = max(worst, (ratio - 1).abs().max().item())
-
-    def draw(axis):
-        for j in range(len(s)):
-            values = [p[j].item() for p, _, _ in states]
-            axis.plot(times(time, 3000), values, label=f"s(0) = {s[j]:g}")
-        axis.axhline(fixed_points(sigma2, eta)[1], color="k", ls=":", label="p+")
-        axis.set(title=f"eigenvalues p of W$_p$ (EMA, β = {beta})", xlabel="t")
-        axis.legend(fontsize=7)
-    return [("s - p^2 / alpha_p = c e^(-2 eta t): relative error", worst, "< 1e-6")], draw
+    states = simulate(decoupled(sigma2, 1.0, eta, beta), (p, s, tau), time, steps)
+    p, t = torch.stack([p for p, _, _ in states]), torch.linspace(0, time, steps + 1).tolist()
+    high = fixed_points(sigma2, eta)[1]
+    axis.plot(t, p.tolist(), label=[f"s(0) = {value:g}" for value in s])
+    axis.axhline(high, color="k", ls=":", label="p+")
+    axis.set(title=f"3  eigenvalues p of W$_p$ (η = {eta}, β = {beta})", xlabel="time t")
+    axis.legend(fontsize=8)
+    return [("mode with s(0) = 0.03: p at the end", p[-1, 3].item(), round(high, 6)),
+            ("mode with s(0) = 0.003: p at the end", p[-1, 4].item(), "< 0.01")]
 
 
-def flow_in_one_dimension(_, sigma2=0.2, eta=0.02):
-    """Three fixed points: 0 and p+ are stable, p- between them is the edge of the basin of
-    collapse."""
-    flow = one_dimensional(sigma2, eta)
-    low, high = fixed_points(sigma2, eta)
-    p0 = torch.tensor([0.0204, 0.0206], dtype=torch.double)
-    below, above = simulate(flow, (p0,), 1500.0, 3000)[-1][0].tolist()
-
-    def draw(axis):
-        p = torch.linspace(-0.02, 1, 400, dtype=torch.double)
-        axis.plot(p.tolist(), flow(p)[0].tolist())
-        axis.axhline(0, color="0.7", lw=0.8)
-        axis.plot([0, high], [0, 0], "ko", label="stable: 0 (collapse), p+")
-        axis.plot(low, 0, "o", mfc="w", mec="k", label="unstable: p-")
-        axis.set(title=f"dp/dt against p (η = {eta}, σ² = {sigma2})", xlabel="p")
-        axis.legend()
-    rows = [("p-", low, 0.02050), ("p+", high, 0.81283),
-            ("from p = 0.0204 to", below, 0), ("from p = 0.0206 to", above, high)]
-    return rows, draw
+def three_fixed_points(axis, sigma2=0.2):
+    """dp/dt over p: where the curve crosses 0 downwards p is stable, and upwards unstable."""
+    grid = torch.linspace(0, 0.95, 400, dtype=torch.double)
+    for eta in (0.02, 0.1, 0.25):
+        line, = axis.plot(grid.tolist(), one_dimensional(sigma2, eta)(grid)[0].tolist(),
+                          label=f"η = {eta}")
+        low, high = fixed_points(sigma2, eta)                # nan, which is not drawn, for 0.25
+        axis.plot([0, high], [0, 0], "o", color=line.get_color())
+        axis.plot(low, 0, "o", mfc="w", color=line.get_color())
+    axis.axhline(0, color="0.7", lw=0.8, zorder=0)
+    axis.set(title="4  dp/dt (full dots: stable; empty: unstable)", xlabel="p", ylim=(-0.15, 0.11))
+    axis.legend(fontsize=8)
+    low, high = fixed_points(sigma2, 0.02)
+    start = (torch.tensor([0.0204, 0.0206], dtype=torch.double),)
+    below, above = simulate(one_dimensional(sigma2, 0.02), start, 1500.0, 1500)[-1][0].tolist()
+    return [("p-", low, 0.02050), ("p+", high, 0.81283),
+            ("from p = 0.0204 to", below, 0), ("from p = 0.0206 to", above, round(high, 6))]
 
 
-def basin(_, sigma2=0.2):
-    """The least s(0) from which an eigenvalue escapes collapse, against alpha_p, eta and beta."""
-    sweeps = {"alpha_p": (0.1, 0.3, 1.0, 3.0, 10.0), "eta": (0.005, 0.02, 0.08, 0.2),
-              "beta": (0.02, 0.1, 0.5, 2.0)}
-    # alpha_p, eta, beta, and where p and tau start
-    cases = [(value, 0.02, math.inf, 0.0, 1.0) for value in sweeps["alpha_p"]]
-    cases += [(1.0, value, math.inf, 0.0, 1.0) for value in sweeps["eta"]]
-    # an EMA shows only where the target does not start as a copy: tau from 0
-    cases += [(1.0, 0.05, value, 0.05, 0.0) for value in sweeps["beta"]]
-    columns = torch.tensor(cases, dtype=torch.double).T[:, :, None]         # [5, 13, 1]
-    alpha_p, eta, beta, p, tau = columns
-    starts = torch.logspace(-5, 0, 600, dtype=torch.double)
-    state = torch.broadcast_tensors(p, starts, tau)                         # each [13, 600]
-    for _ in range(10):                             # in parts, so that only one is kept in memory
-        state = simulate(decoupled(sigma2, alpha_p, eta, beta), state, 60.0, 600)[-1]
-    escapes = state[0] > 0.1
-    least = starts[escapes.double().argmax(1)].tolist()                     # argmax: the first
-    found = {"alpha_p": least[:5], "eta": least[5:9], "beta": least[9:]}
-
-    def draw(axis):
-        for name, label in (("alpha_p", "predictor's rate α$_p$"), ("eta", "weight decay η"),
-                            ("beta", "EMA rate β")):
-            axis.plot(sweeps[name], found[name], "o-", label=label)
-        axis.set(title="basin of collapse: least s(0) that escapes", xlabel="value",
-                 xscale="log", yscale="log")
-        axis.legend()
-    ratio = found["alpha_p"][0] / found["alpha_p"][-1]
-    rows = [("basin at alpha_p = 0.1 over that at 10", ratio, 100)]
-    for name, values in sweeps.items():
-        for value, s in zip(values, found[name]):
-            rows.append((f"basin at {name} = {value}", s, ""))
-    return rows, draw
-
-
-def directset_limits(_, sigma2=1.0):
-    """DirectSet(alpha): where signal and nuisance directions end, and the slide's "larger alpha,
-    larger signal-noise ratio".
-
-    The signal grows with alpha.  So does the nuisance while it lives, and faster: the ratio of the
-    two falls.  The slide holds where weight decay has killed the nuisance,
-    eta > 1 / 4 (1 + sigma^2)."""
-    alphas, etas = (0.25, 0.5, 1, 2), (0, 0.05, 0.1, 0.2)
-    alpha, eta, noise = torch.meshgrid(torch.tensor(alphas, dtype=torch.double),
-                                       torch.tensor(etas, dtype=torch.double),
-                                       torch.tensor((0, sigma2), dtype=torch.double),
-                                       indexing="ij")
-    start = torch.full_like(alpha, 0.9)
-    w = simulate(directset(alpha, eta, noise), (start,), 1500.0, 3000)[-1][0]   # [4, 4, 2]
-    root = 1 - 4 * eta * (1 + noise)
-    p = (1 + root.clamp(min=0).sqrt()) / 2 / (1 + noise)
-    limit = torch.where(root >= 0, p ** (1 / (2 * alpha)), 0.0)
+def basin(axis, sigma2=0.2):
+    """The least s(0) from which an eigenvalue escapes collapse, over alpha_p, eta and beta."""
+    starts = torch.logspace(-5, -0.5, 300, dtype=torch.double)
     rows = []
-    for i, a in enumerate(alphas):
-        for j, e in enumerate(etas):
-            for k, name in enumerate(("signal", "nuisance")):
-                rows.append((f"DirectSet({a:g}), eta = {e:g}: w of {name}",
-                             w[i, j, k].item(), limit[i, j, k].item()))
-    ratio, expected = w[..., 0] / w[..., 1], limit[..., 0] / limit[..., 1]
-    for i, a in enumerate(alphas):
-        rows.append((f"signal / nuisance at eta = 0.1, alpha = {a:g}",
-                     ratio[i, 2].item(), expected[i, 2].item()))
-
-    def finish(axis, title):
-        axis.set(title=title, xlabel="α", xscale="log", xticks=alphas,
-                 xticklabels=["1/4", "1/2", "1", "2"])
-        axis.minorticks_off()
-        axis.legend(fontsize=7)
-
-    def draw(axis):
-        for j, color in ((2, "C0"), (3, "C3")):
-            signal, nuisance = w[:, j].T.tolist()
-            axis.plot(alphas, signal, "o-", color=color, label=f"signal, η = {etas[j]}")
-            axis.plot(alphas, nuisance, "s--", color=color, label=f"nuisance, η = {etas[j]}")
-        finish(axis, "DirectSet(α): end of w")
-
-    def draw_ratio(axis):
-        for j in (1, 2):
-            axis.plot(alphas, ratio[:, j].tolist(), "o-", color=f"C{j}",
-                      label=f"η = {etas[j]}: nuisance lives")
-        axis.set_ylim(bottom=0)
-        finish(axis, "signal / nuisance falls with α")
-    return rows, draw, draw_ratio
+    for name, label, values in (("alpha_p", "predictor's rate α$_p$", (0.1, 0.3, 1.0, 3.0, 10.0)),
+                                ("eta", "weight decay η", (0.005, 0.02, 0.08, 0.2)),
+                                ("beta", "target's rate β", (0.02, 0.1, 0.5, 2.0))):
+        settings, p, tau = {"alpha_p": 1.0, "eta": 0.02, "beta": math.inf}, 0.0, 1.0
+        if name == "beta":
+            # a slow target matters only if it does not start as a copy of the net: tau from 0
+            settings["eta"], p, tau = 0.05, 0.05, 0.0
+        settings[name] = torch.tensor(values, dtype=torch.double)[:, None]
+        s = starts.repeat(len(values), 1)
+        state = (torch.full_like(s, p), s, torch.full_like(s, tau))
+        escapes = simulate(decoupled(sigma2, **settings), state, 600.0, 1500)[-1][0] > 0.1
+        least = starts[escapes.int().argmax(1)].tolist()                    # argmax: the first
+        axis.plot(values, least, "o-", label=label)
+        rows += [(f"least s(0) that escapes, {name} = {value}", s0, "")
+                 for value, s0 in zip(values, least)]
+    axis.set(title="5  least s(0) that escapes collapse", xlabel="value of the parameter",
+             xscale="log", yscale="log")
+    axis.legend(fontsize=8)
+    return rows
 
 
-# ----------------------------------------------------------------------------------------- main
+def directset_limit(alpha, eta, sigma2):
+    """Where w ends from a large start.  It lives while eta <= 1 / (4 (1 + sigma2))."""
+    root = 1 - 4 * eta * (1 + sigma2)
+    if root < 0:
+        return 0.0
+    return ((1 + math.sqrt(root)) / (2 * (1 + sigma2))) ** (1 / (2 * alpha))
 
-PARTS = {"Lemma 1": lemma1_and_sgd, "collapse": without_predictor_or_stopgrad,
-         "Theorem 3": alignment, "eigenvalues": modes, "one dimension": flow_in_one_dimension,
-         "basin": basin, "DirectSet": directset_limits, "target": target}
+
+def directset_thresholds(axis, sigma2=1.0):
+    """DirectSet(alpha): weight decay kills a nuisance direction first and then the signal."""
+    rows, etas = [], torch.linspace(0, 0.3, 13, dtype=torch.double)
+    grid = torch.linspace(0, 0.3, 601).tolist()
+    for alpha, color in ((0.25, "C0"), (1.0, "C3")):
+        for name, variance, style in (("signal", 0.0, "-"), ("nuisance", sigma2, "--")):
+            start = torch.full_like(etas, 0.9)
+            end = simulate(directset(alpha, etas, variance), (start,), 1000.0, 1500)[-1][0].tolist()
+            axis.plot(grid, [directset_limit(alpha, eta, variance) for eta in grid], style,
+                      color=color, label=f"{name}, α = {alpha:g}")
+            axis.plot(etas.tolist(), end, "o", color=color, ms=4)
+            rows += [(f"DirectSet({alpha:g}), eta = {eta}: w of {name}", end[i],
+                      round(directset_limit(alpha, eta, variance), 6))
+                     for i, eta in ((4, 0.1), (8, 0.2), (12, 0.3))]
+    axis.set(title="6  DirectSet(α): end of w (lines: theory)", xlabel="weight decay η")
+    axis.legend(fontsize=8, loc=(0.02, 0.31))
+    return rows
 
 
 def main(argv=None):
-    common.run_parts(__file__, __doc__, argv, PARTS, (2, 4))
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", default="runs", help="folder that the run's own folder is made in")
+    args = parser.parse_args(argv)
+    generator = torch.Generator().manual_seed(args.seed)
+    figure = Figure(figsize=(14, 7.5), layout="constrained")
+    axes = figure.subplots(2, 3).flat
+    table = collapse(axes[0], generator)
+    table += alignment(axes[1], generator)
+    table += modes(axes[2])
+    table += three_fixed_points(axes[3])
+    table += basin(axes[4])
+    table += directset_thresholds(axes[5])
+
+    for what, found, theory in table:
+        print(f"{what:72} {found:<12.5g} {theory}")
+    rows = [{"what": what, "measured": found, "theory": theory} for what, found, theory in table]
+    folder = common.new_folder(args.out, f"toy_dynamics-s{args.seed}")
+    common.write_csv(folder / "toy_dynamics.csv", rows)
+    figure.savefig(folder / "toy_dynamics.png")
+    print(f"{folder}: toy_dynamics.csv, toy_dynamics.png")
 
 
 if __name__ == "__main__":
-    main()
+    common.cli(main)
