@@ -20,20 +20,20 @@ Sheet = namedtuple("Sheet", "title fill copy minutes")
 SHEETS = {
     "collapse": Sheet("Which part of SimSiam prevents collapse?", {
         "mirror_ablations.py": ("D", "simsiam", "no_stopgrad", "naive", "mirror", "symmetric",
-                                "inverse", "simsiam_l2"),
-        "common.py": ("collapse_metrics",)}, ("compare.py", "tables.py"), 8),
+                                "inverse", "bias"),
+        "common.py": ("collapse_metrics",)}, ("compare.py",), 8),
     "target": Sheet("A slow target, and a predictor that is set: what does it learn?", {
         "byol.py": ("BYOL.update_target",),
         "directpred.py": ("DirectPred.update_target", "DirectPred.update_correlations",
                           "directset_weight", "directpred_weight", "directcopy_weight",
-                          "optimal_weight")}, ("common.py", "compare.py", "tables.py"), 12),
+                          "optimal_weight")}, ("common.py", "compare.py"), 12),
     "contrast": Sheet("Contrast: where do the dimensions go?", {
         "directclr.py": ("info_nce", "one_way", "Direct.forward", "spectrum"),
         "toy_infonce.py": ("info_nce", "spectrum", "gradient_of_theorem")},
-        ("common.py", "compare.py", "tables.py"), 8),
+        ("common.py", "compare.py"), 8),
     "gradients": Sheet("Which half of the gradient matters?", {
         "gradient_components.py": ("letters", "components", "surrogate", "decorrelation_loss",
-                                   "eta")}, ("common.py", "compare.py", "tables.py"), 8),
+                                   "eta")}, ("common.py", "compare.py"), 8),
     "theory": Sheet("Predict, then run: linear models of collapse", {
         "toy_dynamics.py": ("lemma1", "no_predictor", "decoupled", "fixed_points"),
         "toy_patch.py": ("batch_norm", "phi"),

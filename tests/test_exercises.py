@@ -1,143 +1,110 @@
 """The course kit: what is handed out, and that every check can fail and names the mistake."""
 import ast
-import importlib.util
-import json
+import importlib
 import re
-import shlex
+import runpy
 import shutil
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 
+import common
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "exercises"))
+import checking
 import make
 
 CASES = [(sheet, file, name) for sheet, s in make.SHEETS.items()
          for file, names in s.fill.items() for name in names]
 
 
-def load_check(sheet):
-    """The sheet's check.py, on the scripts as they are."""
-    spec = importlib.util.spec_from_file_location("check", ROOT / "exercises" / sheet / "check.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def told(check, function, capsys):
-    """What check.py says about one function."""
-    with pytest.raises(SystemExit) as stop:
-        check.checking.main({function: check.CHECKS[function]}, [])
-    name, says = capsys.readouterr().out.splitlines()[0].split(maxsplit=1)
-    assert name == function
-    return says, stop.value.code
-
-
-@pytest.mark.parametrize("sheet", make.SHEETS)
-def test_the_real_bodies_are_right(sheet, capsys):
-    check = load_check(sheet)
-    with pytest.raises(SystemExit) as stop:
-        check.checking.main(check.CHECKS, ["--grade"])
-    grade = json.loads(capsys.readouterr().out)
-    assert stop.value.code == 0 and grade["points"] == grade["of"] == len(check.CHECKS)
-    names = {f"{file[:-3]}.{name}" for s, file, name in CASES if s == sheet}
-    assert set(grade["functions"]) == names
-
-
 @pytest.mark.parametrize("sheet, file, name", CASES)
-def test_a_wrong_version_is_named(sheet, file, name, capsys, monkeypatch):
-    """At least two a function, each a body that a student may write."""
-    check, module = load_check(sheet), importlib.import_module(file[:-3])
-    mistakes = importlib.import_module(f"mistakes_{sheet}").MISTAKES
-    wrongs = mistakes[f"{file[:-3]}.{name}"]
+def test_a_wrong_version_is_named(sheet, file, name, monkeypatch):
+    """Each is a body that a student may write: the script's own with something replaced."""
+    checks = runpy.run_path(f"{ROOT}/exercises/{sheet}/check.py")["CHECKS"]
+    module = importlib.import_module(file[:-3])
+    wrongs = importlib.import_module(f"mistakes_{sheet}").MISTAKES[f"{file[:-3]}.{name}"]
     assert len(wrongs) >= 2
-    source = (ROOT / file).read_text()
-    node = make.find(ast.parse(source), name, file)
-    owner = getattr(module, name.split(".")[0]) if "." in name else module
-    for body, words in wrongs.items():
-        first = min(n.lineno for n in (node, *node.decorator_list))
-        head = source.splitlines()[first - 1:node.body[0].lineno - 1]
-        code = textwrap.dedent("\n".join(head)) + "\n"
-        code += textwrap.indent(textwrap.dedent(body).strip(), "    ")
+    node = make.find(ast.parse((ROOT / file).read_text()), name, file)
+    lines, (docstring, body, *_) = (ROOT / file).read_text().splitlines(), node.body
+    head = textwrap.dedent("\n".join(lines[node.lineno - 1:docstring.lineno - 1]))
+    right = textwrap.dedent("\n".join(lines[body.lineno - 1:node.end_lineno]))
+    *owner, own = name.split(".")
+    for words, *changes in wrongs:
+        wrong = right if len(changes) > 1 else changes[0]  # else all of it is replaced
+        for old, new in zip(changes[::2], changes[1::2]):
+            assert old in wrong, f"{file}: {name} has no {old!r} any more"
+            wrong = wrong.replace(old, new)
         scope = {}
+        exec(f"{head}\n{textwrap.indent(wrong, '    ')}", vars(module), scope)
         with monkeypatch.context() as patch:
-            exec(compile(code, "wrong", "exec"), vars(module), scope)
-            function = scope[name.split(".")[-1]]
-            patch.setattr(owner, name.split(".")[-1], function)
-            said, status = told(check, f"{file[:-3]}.{name}", capsys)
-        assert words in said and status == 1, (body, said)
+            patch.setattr(getattr(module, owner[0]) if owner else module, own, scope[own])
+            said = checking.run({own: checks[f"{file[:-3]}.{name}"]})[own]
+        assert words in said, (wrong, said)
+
+
+def run(folder, commands):
+    """Run commands in a sheet's folder, where nothing from outside can be imported.
+    -> {command: what it ends with, 0 or None if all is right}"""
+    ours, ends = (ROOT, ROOT / "exercises", ROOT / "tests"), {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "path", [str(folder), *(x for x in sys.path if Path(x) not in ours)])
+        for file in folder.glob("*.py"):
+            patch.setitem(sys.modules, file.stem, None)    # restored at the end
+            del sys.modules[file.stem]
+        patch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)   # for speed
+        importlib.import_module("common").make_patches = common.make_patches       # likewise
+        for command in commands:
+            words = [str(x) for word in command.split() for x in [*Path().glob(word)] or [word]]
+            patch.setattr(sys, "argv", words)
+            try:
+                ends[command] = runpy.run_path(words[0], run_name="__main__") and 0
+            except SystemExit as e:
+                ends[command] = e.code
+    return ends
 
 
 @pytest.mark.parametrize("sheet", make.SHEETS)
-def test_the_folder(sheet, tmp_path):
-    """Nothing is right at first, in kind words; with the real bodies all is, and the sheet's
-    commands run (the toys' are in test_toys.py); nothing comes from outside the folder, and no
-    solution is in it."""
-    folder = tmp_path / "course"
+def test_the_folder(sheet, tmp_path, capsys):
+    """Nothing is right at first, in kind words, and no solution is in it.  With the real bodies all
+    is right, and the sheet's commands run."""
+    folder, cases = tmp_path / "course", [case[1:] for case in CASES if case[0] == sheet]
     make.main([sheet, "--out", str(folder)])
     with pytest.raises(SystemExit):                        # nothing is overwritten
         make.main([sheet, "--out", str(folder)])
-    assert {f.name for f in folder.iterdir()} <= {
-        *make.SHEETS[sheet].fill, *make.SHEETS[sheet].copy, "requirements.txt", "check.py",
-        "checking.py", "SHEET.md"}
-    text = "\n".join(f.read_text() for f in folder.iterdir())
-    sheet_text = (folder / "SHEET.md").read_text()
-    code = "\n".join((folder / file).read_text() for file in make.SHEETS[sheet].fill)
-    for name in re.findall(r"`(?:self|net)\.(\w+)", sheet_text):
-        assert re.search(rf'\.{name}\b|"{name}"', code), name
-    for s, file, name in CASES:
-        if s == sheet:
-            source = (ROOT / file).read_text()
-            body = make.find(ast.parse(source), name, file).body[1:]
-            long = [ast.get_source_segment(source, part) for part in body]
-            assert not [part for part in long if len(part) > 40 and part in text], name
-    run = [sys.executable, "-I", "-c", "import sys, runpy; sys.path.insert(0, '.'); "
-           "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"]
-    out = subprocess.run([*run, "check.py"], cwd=folder, capture_output=True, text=True)
-    lines = out.stdout.splitlines()
-    assert out.returncode == 1 and lines[-1].startswith("0 of "), out
-    assert all("not written yet" in line for line in lines[:-1]), out.stdout
-    for file in make.SHEETS[sheet].fill:
+    text = "\n".join(file.read_text() for file in folder.iterdir())
+    for file, name in cases:
+        source = (ROOT / file).read_text()
+        body = make.find(ast.parse(source), name, file).body[1:]
+        parts = [ast.get_source_segment(source, part) for part in body]
+        assert not [part for part in parts if len(part) > 40 and part in text], name
+    capsys.readouterr()
+    assert run(folder, ["check.py"]) == {"check.py": 1}
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [f"{file[:-3]}.{name}" for file, name in cases]
+    assert last.startswith("0 of ") and all("not written yet" in line for line in lines), lines
+    for file, _ in cases:
         shutil.copyfile(ROOT / file, folder / file)
-    block = "".join(part.split("```")[0] for part in sheet_text.split("```bash\n")[1:])
-    commands = ["check.py", *(line.split(" #")[0].split("python ")[1].strip()
-                              for line in block.splitlines() if "compare.py" not in line)]
-    commands[1:] = [command + " --dry-run" for command in commands[1:] if "toy_" not in command]
-    loop = ("import sys, runpy, shlex; sys.path.insert(0, '.'); import common\n"
-            "common.Run.draw = common.save_figure = lambda *_: None\n"       # for speed
-            "import functools; common.make_patches = functools.cache(common.make_patches)\n"
-            "for command in %r:\n"
-            "    sys.argv = shlex.split(command)\n"
-            "    try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-            "    except SystemExit as e: assert not e.code, command\n")
-    out = subprocess.run([sys.executable, "-I", "-c", loop % commands], cwd=folder, text=True,
-                         capture_output=True)
-    assert out.returncode == 0, out.stderr[-2000:]
+    sheet_text = (folder / "SHEET.md").read_text()
     assert len(sheet_text) < 6500                          # two pages
+    commands = re.findall(r"^python ((?!toy_[dil]).*?)(?:  +#.*)?$", sheet_text, re.M)
+    short = {"compare.py": "", "toy_patch.py": " --steps 9"}           # the other toys take longer
+    commands = [line + short.get(line.split()[0], " --dry-run") for line in commands]
+    assert not any(run(folder, ["check.py --grade", *commands]).values()), capsys.readouterr().err
 
 
-def test_a_function_that_is_gone_is_named(monkeypatch, tmp_path, capsys):
-    changed = make.SHEETS["collapse"]._replace(fill={"common.py": ("collapse_metric",)})
-    monkeypatch.setitem(make.SHEETS, "collapse", changed)
-    with pytest.raises(SystemExit) as stop:
-        make.main(["collapse", "--out", str(tmp_path / "x")])
-    assert stop.value.code == 2 and "collapse_metric " in capsys.readouterr().err
-    assert not (tmp_path / "x").exists()
+def test_a_function_that_is_gone_is_named(capsys):
+    with pytest.raises(SystemExit):
+        make.without_bodies("x = 1\n", ["collapse_metric"], "common.py")
+    assert "collapse_metric " in capsys.readouterr().err
 
 
-def test_the_list(capsys):
+def test_the_lecturers_readme_has_every_sheet(capsys):
     make.main([])
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(make.SHEETS)
-
-
-def test_lecturers_readme_names_every_sheet_and_command():
+    sheets = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     text = (ROOT / "exercises" / "README.md").read_text()
-    for sheet in make.SHEETS:
-        assert f"## {sheet}" in text
-    for line in text.split("```bash\n")[1].split("```")[0].splitlines():
-        words = shlex.split(line.split(" #")[0])
-        assert words[0] in ("python", "cd")
+    assert re.findall(r"^## (\w+)$", text, re.M) == sheets == list(make.SHEETS)

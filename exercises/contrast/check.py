@@ -1,4 +1,4 @@
-"""Is it right?   python check.py, or with --grade points as JSON.  Seconds; nothing is trained."""
+"""Says of each function if it is right, in seconds: python check.py.  --grade: points, as JSON."""
 import torch
 
 import checking

@@ -1,4 +1,4 @@
-"""Is it right?   python check.py, or with --grade points as JSON.  In seconds, without training."""
+"""Says of each function if it is right, in seconds: python check.py.  --grade: points, as JSON."""
 import math
 from unittest import mock
 

@@ -1,4 +1,4 @@
-"""Is it right?   python check.py, or with --grade points as JSON.  Seconds; nothing is trained."""
+"""Says of each function if it is right, in seconds: python check.py.  --grade: points, as JSON."""
 import math
 
 import torch
@@ -322,12 +322,12 @@ def normal(values, divisor=under_root, less=0, centred=True):
 
 
 def over_images(x, **change):
-    """batch_norm in loops: each neuron's values over the images of its run.  x: [S, N, m]"""
-    return tensor([[normal(neuron, **change) for neuron in run] for run in x.mT.tolist()]).mT
+    """batch_norm in loops: each neuron's values over the images.  x: [N, m]"""
+    return tensor([normal(neuron, **change) for neuron in x.T.tolist()]).T
 
 
 def check_batch_norm():
-    x = randn(2, 5, 3) * tensor([3, 1e-3, 1]) + tensor([1, 0, -2])      # [S, N, m]
+    x = randn(5, 3) * tensor([3, 1e-3, 1]) + tensor([1, 0, -2])             # [N, m]
     compare(P.batch_norm(x), over_images(x), {
         "the mean is not subtracted": over_images(x, centred=False),
         "the variance has N - 1 in the denominator: it has to be N, unbiased=False":
@@ -340,77 +340,56 @@ def check_batch_norm():
         "1e-5 is too much, variances are small here: it has to be 1e-8":
             over_images(x, divisor=lambda variance: math.sqrt(variance + 1e-5)),
         "mean and variance are over the neurons: they have to be over the N images":
-            over_images(x.mT).mT,
-        "mean and variance are over the runs: they have to be over the N images":
-            over_images(x.transpose(0, 1)).transpose(0, 1),
-        "mean and variance are over all runs together: each of the S runs has to have its own":
-            over_images(x.reshape(1, 10, 3)).view(2, 5, 3)})
-    x, weights = randn(2, 5, 3).requires_grad_(), randn(2, 5, 3)
+            over_images(x.T).T,
+        "mean and variance are over all entries: each neuron has to have its own":
+            over_images(x.reshape(15, 1)).view(5, 3)})
+    x, weights = randn(5, 3).requires_grad_(), randn(5, 3)
     found, = gradients((P.batch_norm(x) * weights).sum(), x)
     x = x.detach()
-    std = x.std(1, keepdim=True, unbiased=False)
+    std = x.std(0, unbiased=False)
     expected = slope(lambda x: (over_images(x) * weights).sum().item(), x)
     compare(found, expected, {
         "there is none: nothing has to be detached": torch.zeros_like(x),
         "mean and variance are detached: the gradient has to go through both": weights / std,
         "the mean is detached: the gradient has to go through it":
-            expected + weights.mean(1, keepdim=True) / std,
+            expected + weights.mean(0) / std,
         "the variance is detached: the gradient has to go through it":
-            (weights - weights.mean(1, keepdim=True)) / std}, "the gradient", tolerance=1e-4)
+            (weights - weights.mean(0)) / std}, "the gradient", tolerance=1e-4)
 
 
-def cubes(W, sign, feature, noise, length, copies=2, power=3, at_last=False, part=lambda x: x):
+def cubes(W, X, power=3, at_last=False, part=lambda x: x):
     """phi in loops, patch by patch.  at_last: the power of the sum; part: of <w, patch>"""
-    W, noise, length = W.tolist(), noise.tolist(), length.tolist()
     out = []
-    for s in range(len(W)):
-        for n in range(len(noise[s])):
-            v = [0.0] * len(W[s][0])
-            k = int(feature[s, n])
-            v[k] = length[k] * float(sign[s, n])
-            image = [v] * copies + [[0.0, 0.0, *patch] for patch in noise[s][n]]
-            for w in W[s]:
-                if at_last:
-                    out.append(sum(dot(w, patch) for patch in image) ** power)
-                else:
-                    out.append(sum(part(dot(w, patch)) ** power for patch in image))
-    return tensor(out).view(len(W), -1, len(W[0]))
+    for image in X.tolist():
+        for w in W.tolist():
+            if at_last:
+                out.append(sum(dot(w, patch) for patch in image) ** power)
+            else:
+                out.append(sum(part(dot(w, patch)) ** power for patch in image))
+    return tensor(out).view(len(X), len(W))
 
 
 def check_phi():
-    W, noise, length = randn(2, 3, 7), randn(2, 6, 4, 5), tensor([2.0, 0.7])
-    feature = torch.tensor([[0, 1, 1, 0, 1, 0], [1, 0, 0, 1, 1, 0]])
-    sign = tensor([[1, -1, 1, -1, -1, 1], [-1, 1, -1, -1, 1, 1]])
-    rest = (feature, noise, length)
-    expected = cubes(W, sign, *rest)
-    compare(P.phi(W, sign, *rest), expected, {
-        "the cube is missing": cubes(W, sign, *rest, power=1),
-        "squares stand where cubes have to": cubes(W, sign, *rest, power=2),
-        "the size is cubed, with abs: the sign has to stay": cubes(W, sign, *rest, part=abs),
+    W, X = randn(3, 7), randn(4, 5, 7)                      # [m, d], [N, patches, d]
+    expected = cubes(W, X)
+    compare(P.phi(W, X), expected, {
+        "the cube is missing": cubes(W, X, power=1),
+        "squares stand where cubes have to": cubes(W, X, power=2),
+        "the size is cubed, with abs: the sign has to stay": cubes(W, X, part=abs),
         "this is the cube of the sum: it has to be the sum of the patches' cubes":
-            cubes(W, sign, *rest, at_last=True),
-        "the noise patches are summed before the cube: it has to be the sum of their cubes":
-            cubes(W, sign, feature, noise.sum(2, keepdim=True), length),
-        "one patch has the feature: it has to be FEATURE_PATCHES": cubes(W, sign, *rest, copies=1),
-        "FEATURE_PATCHES is inside the cube: it counts equal patches, outside":
-            cubes(W, sign, feature, noise, length * 2 ** (2 / 3)),
-        "the sign is missing": cubes(W, torch.ones_like(sign), *rest),
-        "the feature's length is missing": cubes(W, sign, feature, noise, torch.ones(2)),
-        "the feature's length is outside the cube: it belongs to the patch, inside":
-            cubes(W, sign, feature, noise, length ** (1 / 3)),
-        "v1 and v2 are exchanged: 0 has to be v1": cubes(W, sign, 1 - feature, noise, length),
-        "every image has v1: `feature` says which":
-            cubes(W, sign, torch.zeros_like(feature), noise, length),
-        "the noise patches are missing": cubes(W, sign, feature, 0 * noise, length),
-        "the feature patches are missing": cubes(W, 0 * sign, *rest),
-        "the noise meets the wrong weights: they have to be those of the last d - 2 dimensions":
-            cubes(torch.cat([W[..., :2], W[..., :5]], 2), sign, *rest),
-        "the mean over the patches in place of the sum": expected / 6,
-        "the mean of the noise patches in place of their sum":
-            cubes(W, sign, feature, noise / 4 ** (1 / 3), length)})
-    compare(P.phi(W[:, :2], sign, *rest), expected[..., :2], what="of two neurons")
+            cubes(W, X, at_last=True),
+        "the entries of the patch are cubed: it has to be the product <w, patch>":
+            cubes(W, X**3, power=1),
+        "the mean over the patches in place of the sum": expected / 5,
+        "the first patch alone: it has to be the sum over all": cubes(W, X[:, :1]),
+        "the largest patch alone: it has to be the sum over all":
+            torch.stack([cubes(W, X[:, p:p + 1]) for p in range(5)]).max(0).values,
+        "each patch has its own output, [N, patches, m]: they have to be summed":
+            torch.stack([cubes(W, X[:, p:p + 1]) for p in range(5)], 1),
+        "it is transposed: the shape has to be [N, m]": expected.T})
+    compare(P.phi(W[:2], X), expected[:, :2], what="of two neurons")
     W.requires_grad_()
-    if not gradients(P.phi(W, sign, *rest).sum(), W)[0].any():
+    if not gradients(P.phi(W, X).sum(), W)[0].any():
         raise Wrong("W gets no gradient")
 
 
