@@ -18,18 +18,19 @@ from torch import nn
 
 import common
 
-# One dict a data set.  Every entry is also a flag, and a flag that is given wins.
+# One dict per data set.  Every entry is also a flag, and a flag that is given wins.
 # lr is for a batch of 256: the rate used is lr * batch_size / 256.
 # pred_lr: the predictor's rate, as a multiple of the encoder's.  ema: m, the target's memory.
 RECIPES = {
     "patches": dict(                                                                          # ours
         arch="small", epochs=18, batch_size=64, lr=0.1, weight_decay=1e-3, warmup_epochs=0,
         proj_hidden=256, proj_dim=256, pred_hidden=256, final_bn="noaffine", pred_lr=10.0,
-        ema=0.95, min_scale=0.2),
-    "cifar10": dict(            # lightly's benchmark: 0.06 and 5e-4 for a loss a quarter of ours
+        ema=0.95),
+    "cifar10": dict(            # lightly's benchmark: 0.06 and 5e-4 for a loss a quarter of ours,
+                                # and crops from 8 % of an image; here from 20 %
         arch="resnet18", epochs=200, batch_size=128, lr=0.03, weight_decay=2e-3, warmup_epochs=0,
         proj_hidden=1024, proj_dim=256, pred_hidden=1024, final_bn="none", pred_lr=1.0,
-        ema=0.99, min_scale=0.08),
+        ema=0.99),
 }
 RECIPES["cifar100"] = RECIPES["cifar10"]
 RECIPES["other"] = RECIPES["patches"] | dict(epochs=70)
@@ -42,7 +43,7 @@ FLAGS = {"predictor": ("mlp", "h: two layers, or none"),
 # -------------------------------------------------------------------------------------------- loss
 
 def D(p, z):
-    """Negative cosine similarity.  p, z: [B, D] -> scalar.  The stop-gradient is the caller's."""
+    """Minus the mean cosine similarity.  p, z: [B, dim] -> scalar.  Who calls it detaches z."""
     return -nn.functional.cosine_similarity(p, z, dim=1).mean()
 
 
@@ -60,7 +61,7 @@ class BYOL(nn.Module):
         backbone, width = common.make_backbone(args.arch)
         dim = args.proj_dim
         projector = make_mlp(width, args.proj_hidden, dim)
-        if args.final_bn != "none":                        # it may hide a complete collapse: README
+        if args.final_bn != "none":                        # it may hide a collapse: see README
             projector.append(nn.BatchNorm1d(dim, affine=args.final_bn == "affine"))
         self.encoder = nn.Sequential()                     # f: the projector after the backbone
         self.encoder.add_module("backbone", backbone)
@@ -71,7 +72,7 @@ class BYOL(nn.Module):
         self.target = copy.deepcopy(self.encoder).requires_grad_(False)                      # f'
 
     def forward(self, x1, x2):
-        # One call a view: BatchNorm then normalises each view by its own mean and variance.
+        # One call per view, so that BatchNorm uses each view's own mean and variance.
         z1, z2 = self.encoder(x1), self.encoder(x2)        # [B, D]
         p1, p2 = self.predictor(z1), self.predictor(z2)    # [B, D]
         return p1, p2, z1, z2, self.target(x1), self.target(x2)
@@ -92,8 +93,9 @@ build = BYOL
 
 def parse(argv=None):
     args = common.parse_args(__file__, __doc__, RECIPES, argv, CHOICES, FLAGS, zero=["ema"])
-    if args.ema > 1 or args.min_scale > 1:
-        common.fail("--ema and --min-scale must be at most 1")
+    if args.ema > 1:
+        common.fail("--ema must be at most 1")
+    args.label = "" if args.predictor == "mlp" else "no_predictor"       # in the folder's name
     return args
 
 
@@ -103,24 +105,24 @@ def main(argv=None):
     data = common.load_data(args.data, args.data_dir, args.size, device, args.limit)
     model = BYOL(args).to(device, memory_format=torch.channels_last)
     net = torch.compile(model) if args.compile else model
-    # Two groups, because only the encoder's learning rate is annealed.  The predictor's stays
-    # constant, so that the predictor can follow a z that keeps changing (Chen & He, 4.2).
+    # Two groups, because only the encoder's learning rate falls.  The predictor's stays constant,
+    # so that the predictor can follow a z that keeps changing (Chen & He, 4.2).
     lr = args.lr * args.batch_size / 256
     groups = [{"params": model.encoder.parameters()},
               {"params": model.predictor.parameters(), "lr": lr * args.pred_lr}]
     optimizer = torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=args.weight_decay)
-    log = common.Log(args, model, optimizer, data)         # the run's folder, new or --resume's
-    if not log.history:                                    # row 0: the untrained net is the floor
+    log = common.Log(args, model, optimizer, data)         # makes the run's folder, or resumes it
+    if not log.history:                                    # row 0: the untrained net's score
         log.row(0, **common.measure(model.encoder, data, args))
 
     for epoch in range(len(log.history), args.epochs + 1):
         start, losses = time.time(), []
-        for progress, chosen in common.batches(data, args, epoch):   # epochs done; which images
+        for progress, chosen in common.batches(data, args, epoch):   # epochs done, 3.42; indices
             rate = common.cosine_lr(lr, progress, args.epochs, args.warmup_epochs)
             optimizer.param_groups[0]["lr"] = rate         # the encoder's
-            x = data.train_x[chosen]                       # uint8 [B, 3, S, S]
-            x1 = common.augment(x, data.mean, data.std, args.min_scale)
-            x2 = common.augment(x, data.mean, data.std, args.min_scale)
+            x = data.train_x[chosen]                       # uint8 [B, 3, size, size], no labels
+            # augment is random: two views of the same images
+            x1, x2 = common.augment(x, data.mean, data.std), common.augment(x, data.mean, data.std)
             with common.autocast(device):                  # bfloat16 on CUDA
                 p1, p2, z1, z2, t1, t2 = net(x1, x2)
                 # detach is the stop-gradient: without it p and z move towards one point together
@@ -132,10 +134,10 @@ def main(argv=None):
             optimizer.step()
             model.update_target(args.ema)                  # after the step, so that it follows
             losses.append(loss.detach())                   # .item() here would make a GPU wait
-        loss, seconds = torch.stack(losses).mean().item(), time.time() - start
-        z = torch.cat([z1, z2])                            # of the last batch: has it collapsed?
-        log.row(epoch, loss, seconds, **common.measure(model.encoder, data, args, epoch, z))
-    log.finish(**common.evaluate(model.encoder, data, args, epochs=100))
+        mean_loss, seconds = torch.stack(losses).mean().item(), time.time() - start
+        z = torch.cat([z1, z2])                            # of the last batch, to look for collapse
+        log.row(epoch, mean_loss, seconds, **common.measure(model.encoder, data, args, epoch, z))
+    log.finish(**common.evaluate(model.encoder, data, args, epochs=100))   # of a linear probe
     return model
 
 

@@ -87,8 +87,7 @@ def make_patches(features, n, seed, size, side=7):
         scattered.append(spots.view(n, 2, room, room))
     x = 0.5 + 0.005 * torch.randn(n, 3, 1, 1, generator=g)
     x = x + 0.15 * torch.randn(n, 3, size, size, generator=g)
-    clutter = torch.randn(n, 1, 4, 4, generator=g)
-    x += 0.005 * F.interpolate(clutter, size=(size, size), mode="bicubic")
+    x += 0.005 * F.interpolate(torch.randn(n, 1, 4, 4, generator=g), (size, size), mode="bicubic")
     for (classes, *_), y, spots in zip(features, labels, scattered):
         pattern = torch.randn(classes, 1, 4, 4, generator=fixed)
         pattern = F.interpolate(pattern, size=(side, side), mode="bicubic", align_corners=True)
@@ -103,12 +102,11 @@ def make_patches(features, n, seed, size, side=7):
 def from_torchvision(name, data_dir, train):
     """-> uint8 [N, 3, 32, 32], labels int64 [1, N]; downloaded if they are not in data_dir"""
     try:
-        files = getattr(torchvision.datasets, name.upper())(data_dir, train, download=True)
+        data = getattr(torchvision.datasets, name.upper())(data_dir, train, download=True)
     except (OSError, RuntimeError) as e:                   # no connection, no room, a broken file
         fail(f"{name} could not be downloaded to {data_dir}/ ({str(e).splitlines()[0]}): copy it "
              f"there, or use --data patches, which needs no internet connection")
-    x = torch.as_tensor(files.data).permute(0, 3, 1, 2).contiguous()
-    return x, torch.tensor(files.targets)[None]
+    return torch.as_tensor(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor([data.targets])
 
 
 def find_images(root):
@@ -144,7 +142,7 @@ def read_images(files, size):
         return torchvision.transforms.functional.pil_to_tensor(image), pair[1]
 
     with ThreadPoolExecutor() as pool:
-        images = list(tqdm(pool.map(decode, files), "decoding", len(files), leave=False))
+        images = [*tqdm(pool.map(decode, files), "decoding", len(files), leave=False, disable=None)]
     readable = [pair for pair in images if pair is not None]
     if len(readable) < 1:
         fail("--data: no such data set, and no folder with readable images for training and test")
@@ -488,11 +486,12 @@ def cli(main):
 
 def write(file, content):
     """Text, or a dict for torch.save.  A kill leaves the old file or the new one, whole."""
-    part = file.with_name(file.name + ".part")
+    part, whole = file.with_name(file.name + ".part"), io.BytesIO()
     if isinstance(content, dict):
-        torch.save(content, part)
+        torch.save(content, whole)                         # into a full disk: it raises no OSError
     else:
-        part.write_text(content)
+        whole.write(content.encode())
+    part.write_bytes(whole.getvalue())
     part.replace(file)
 
 
@@ -572,12 +571,12 @@ class Log:
             self.names = names
         print(*(f"{cell:>{len(name)}}" for cell, name in zip(cells, names)), flush=True)
         self.history.append(row)
+        for name, rows in self.tables.items():
+            write_csv(self.folder / f"{name}.csv", rows)
         write(self.folder / "backbone.pt", self.model.encoder.backbone.state_dict())
         write(self.folder / "last.pt", {
             "args": vars(self.args), "tables": self.tables, "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict()})
-        for name, rows in self.tables.items():
-            write_csv(self.folder / f"{name}.csv", rows)
 
     def finish(self, **found):
         """Write result.json: the last row and what was found, except for what is nan."""

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 import common
 
-# One dict a data set.  Every entry is also a flag, and a flag that is given wins.
+# One dict per data set.  Every entry is also a flag, and a flag that is given wins.
 # lr is for a batch of 256: the rate used is lr * batch_size / 256.
 # d0: how many dimensions of r DirectCLR's loss sees.
 RECIPES = {
@@ -126,7 +126,7 @@ class DirectCLR(nn.Module):
         self.encoder.add_module("projector", projector)
 
     def forward(self, x1, x2):
-        # One call a view: BatchNorm then normalises each view by its own mean and variance.
+        # One call per view, so that BatchNorm uses each view's own mean and variance.
         return self.encoder(x1), self.encoder(x2)          # [B, D]
 
 
@@ -154,18 +154,18 @@ def main(argv=None):
     lr = args.lr * args.batch_size / 256
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9,
                                 weight_decay=args.weight_decay)
-    log = common.Log(args, model, optimizer, data)         # the run's folder, new or --resume's
-    if not log.history:                                    # row 0: the untrained net is the floor
+    log = common.Log(args, model, optimizer, data)         # makes the run's folder, or resumes it
+    if not log.history:                                    # row 0: the untrained net's score
         log.row(0, **common.measure(model.encoder, data, args))
 
     for epoch in range(len(log.history), args.epochs + 1):
         start, losses = time.time(), []
-        for progress, chosen in common.batches(data, args, epoch):   # epochs done; which images
+        for progress, chosen in common.batches(data, args, epoch):   # epochs done, 3.42; indices
             rate = common.cosine_lr(lr, progress, args.epochs, args.warmup_epochs)
             optimizer.param_groups[0]["lr"] = rate
             if args.label == "direct-random":
                 model.encoder.projector.draw((epoch - 1) * log.steps + len(losses))
-            x = data.train_x[chosen]                       # uint8 [B, 3, S, S]
+            x = data.train_x[chosen]                       # uint8 [B, 3, size, size], no labels
             x1 = common.augment(x, data.mean, data.std, args.min_scale)
             x2 = common.augment(x, data.mean, data.std, args.min_scale)
             with common.autocast(device):                  # bfloat16 on CUDA, but not in the loss
@@ -176,9 +176,9 @@ def main(argv=None):
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())                   # .item() here would make a GPU wait
-        loss, seconds = torch.stack(losses).mean().item(), time.time() - start
-        z = torch.cat([z1, z2])                            # of the last batch: has it collapsed?
-        log.row(epoch, loss, seconds, **common.measure(model.encoder, data, args, epoch, z))
+        mean_loss, seconds = torch.stack(losses).mean().item(), time.time() - start
+        z = torch.cat([z1, z2])                            # of the last batch, to look for collapse
+        log.row(epoch, mean_loss, seconds, **common.measure(model.encoder, data, args, epoch, z))
     log.finish(**report(model.encoder, data, args, log),
                **common.evaluate(model.encoder, data, args, epochs=100))
     return model

@@ -26,7 +26,7 @@ from torch.nn.functional import cosine_similarity
 
 import common
 
-# One dict a data set.  Every entry is also a flag, and a flag that is given wins.
+# One dict per data set.  Every entry is also a flag, and a flag that is given wins.
 # lr is for a batch of 256: the rate used is lr * batch_size / 256.  pred_lr, bias_lr: rates of a
 # trained W_p (alpha_p) and of the predictor's bias, as multiples of the encoder's.  rho: how much
 # F remembers.  eps: floor of W_p's eigenvalues.  alpha: of DirectSet.
@@ -54,7 +54,7 @@ FLAGS = {"predictor": ("directpred", "set from F (the first four), or trained: s
 # -------------------------------------------------------------------------------------------- loss
 
 def D(p, z):
-    """Negative cosine similarity.  p, z: [B, D] -> scalar.  The stop-gradient is the caller's."""
+    """Minus the mean cosine similarity.  p, z: [B, dim] -> scalar.  Who calls it detaches z."""
     return -cosine_similarity(p, z, dim=1).mean()
 
 
@@ -71,7 +71,7 @@ def directset_weight(F, alpha, eps):
 
 
 def directpred_weight(F, eps):
-    """DirectPred: p_j = sqrt(s_j / max s) + eps as in its code; the paper: sqrt(s_j) + eps max s."""
+    """DirectPred: p_j = sqrt(s_j / max s) + eps, as in its code (paper: sqrt(s_j) + eps max s)."""
     return directset_weight(F, 0.5, eps)
 
 
@@ -103,7 +103,7 @@ class DirectPred(nn.Module):
         projector = nn.Sequential(
             nn.Linear(width, args.proj_hidden), nn.BatchNorm1d(args.proj_hidden, affine=False),
             nn.ReLU(), nn.Linear(args.proj_hidden, dim))
-        if args.final_bn != "none":                        # it may hide a complete collapse: README
+        if args.final_bn != "none":                        # it may hide a collapse: see README
             projector.append(nn.BatchNorm1d(dim, affine=args.final_bn == "affine"))
         self.encoder = nn.Sequential()                     # f: the projector after the backbone
         self.encoder.add_module("backbone", backbone)
@@ -125,7 +125,7 @@ class DirectPred(nn.Module):
         self.register_buffer("started", torch.zeros(()))
 
     def forward(self, x1, x2):
-        # One call a view: BatchNorm then normalises each view by its own mean and variance.
+        # One call per view, so that BatchNorm uses each view's own mean and variance.
         z1, z2 = self.encoder(x1), self.encoder(x2)        # [B, D]
         p1, p2 = self.predictor(z1), self.predictor(z2)    # [B, D]
         return p1, p2, z1, z2, self.target(x1), self.target(x2)
@@ -200,17 +200,17 @@ def main(argv=None):
               {"params": weights, "lr": lr * args.pred_lr, "weight_decay": args.pred_weight_decay},
               {"params": biases, "lr": lr * args.bias_lr, "weight_decay": 0.0}]
     optimizer = torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=args.weight_decay)
-    log = common.Log(args, model, optimizer, data)         # the run's folder, new or --resume's
-    if not log.history:                                    # row 0: the untrained net is the floor
+    log = common.Log(args, model, optimizer, data)         # makes the run's folder, or resumes it
+    if not log.history:                                    # row 0: the untrained net's score
         log.row(0, **common.measure(model.encoder, data, args))
 
     for epoch in range(len(log.history), args.epochs + 1):
         start, losses = time.time(), []
-        for progress, chosen in common.batches(data, args, epoch):   # epochs done; which images
+        for progress, chosen in common.batches(data, args, epoch):   # epochs done, 3.42; indices
             if args.schedule == "cosine":
                 rate = common.cosine_lr(lr, progress, args.epochs, args.warmup_epochs)
                 optimizer.param_groups[0]["lr"] = rate     # the encoder's; the others stay constant
-            x = data.train_x[chosen]                       # uint8 [B, 3, S, S]
+            x = data.train_x[chosen]                       # uint8 [B, 3, size, size], no labels
             x1 = common.augment(x, data.mean, data.std, args.min_scale)
             x2 = common.augment(x, data.mean, data.std, args.min_scale)
             with common.autocast(device):                  # bfloat16 on CUDA
@@ -228,12 +228,12 @@ def main(argv=None):
                 model.symmetrize()
             elif model.is_set and steps % args.freq == 0:
                 model.set_predictor()                      # in place of a gradient step for W_p
-        loss, seconds = torch.stack(losses).mean().item(), time.time() - start
+        mean_loss, seconds = torch.stack(losses).mean().item(), time.time() - start
         columns, modes = eigenspace(model)
         log.tables.setdefault("spectrum", []).extend({"epoch": epoch, **mode} for mode in modes)
-        z = torch.cat([z1, z2])                            # of the last batch: has it collapsed?
+        z = torch.cat([z1, z2])                            # of the last batch, to look for collapse
         metrics = common.measure(model.encoder, data, args, epoch, z)
-        log.row(epoch, loss, seconds, **metrics, **columns)
+        log.row(epoch, mean_loss, seconds, **metrics, **columns)
     ranks = [row["effective_rank"] for row in log.history]           # do they fall and bounce back?
     log.finish(effective_rank_lowest=min(ranks),
                **common.evaluate(model.encoder, data, args, epochs=100))

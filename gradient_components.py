@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 import common
 
-# One dict a data set.  Every entry is also a flag, and a flag that is given wins.
+# One dict per data set.  Every entry is also a flag, and a flag that is given wins.
 # lr is for a batch of 256: the rate used is lr * batch_size / 256.  bias_lr: the rate of the bias,
 # as a multiple of the encoder's.  The CIFAR recipes are those of SimSiam.
 RECIPES = {
@@ -172,7 +172,7 @@ class Siamese(nn.Module):
             projector.append(nn.Linear(dim if i else width, dim, bias=False))
             if i < args.proj_layers - 1:
                 projector.extend([nn.BatchNorm1d(dim), nn.ReLU()])
-        if args.final_bn != "none":                        # it may hide a complete collapse: README
+        if args.final_bn != "none":                        # it may hide a collapse: see README
             projector.append(nn.BatchNorm1d(dim, affine=args.final_bn == "affine"))
         self.encoder = nn.Sequential()                     # f: the projector after the backbone
         self.encoder.add_module("backbone", backbone)
@@ -183,7 +183,7 @@ class Siamese(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim))         # the predictor of `bias`: Z + b
 
     def forward(self, x1, x2):
-        # One call a view: BatchNorm then normalises each view by its own mean and variance.
+        # One call per view, so that BatchNorm uses each view's own mean and variance.
         return self.encoder(x1), self.encoder(x2)          # [B, D]
 
 
@@ -233,19 +233,19 @@ def main(argv=None):
               {"params": model.predictor.parameters(), "weight_decay": args.pred_weight_decay},
               {"params": [model.bias], "lr": lr * args.bias_lr, "weight_decay": 0.0}]
     optimizer = torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=args.weight_decay)
-    log = common.Log(args, model, optimizer, data)         # the run's folder, new or --resume's
+    log = common.Log(args, model, optimizer, data)         # makes the run's folder, or resumes it
     loss_names = read_losses(args.loss, args.epochs)[:args.epochs]     # a dry run has one epoch
-    if not log.history:                                    # row 0: the untrained net is the floor
+    if not log.history:                                    # row 0: the untrained net's score
         log.row(0, **common.measure(model.encoder, data, args))
 
     for epoch in range(len(log.history), args.epochs + 1):
         name = loss_names[epoch - 1]
         start, losses, seen = time.time(), [], []
-        for progress, chosen in common.batches(data, args, epoch):   # epochs done; which images
+        for progress, chosen in common.batches(data, args, epoch):   # epochs done, 3.42; indices
             if args.schedule == "cosine":
                 rate = common.cosine_lr(lr, progress, args.epochs, args.warmup_epochs)
                 optimizer.param_groups[0]["lr"] = rate     # the encoder's; the others stay constant
-            x = data.train_x[chosen]                       # uint8 [B, 3, S, S]
+            x = data.train_x[chosen]                       # uint8 [B, 3, size, size], no labels
             x1, x2 = common.augment(x, data.mean, data.std), common.augment(x, data.mean, data.std)
             with common.autocast(device):                  # bfloat16 on CUDA, but not in the loss
                 z1, z2 = net(x1, x2)
@@ -256,7 +256,7 @@ def main(argv=None):
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())                   # .item() here would make a GPU wait
-        loss, seconds = torch.stack(losses).mean().item(), time.time() - start
+        mean_loss, seconds = torch.stack(losses).mean().item(), time.time() - start
         values = torch.stack([torch.stack(list(row.values())) for row in seen]).tolist()
         first = (epoch - 1) * log.steps
         log.tables.setdefault("steps", []).extend(
@@ -264,7 +264,7 @@ def main(argv=None):
             for i, row in enumerate(values))
         z, of_P = torch.cat([z1, z2]), common.collapse_metrics(torch.cat([p1, p2]))
         metrics = common.measure(model.encoder, data, args, epoch, z)
-        log.row(epoch, loss, seconds, **metrics, std_P=of_P["std"], m_o_P=of_P["m_o"],
+        log.row(epoch, mean_loss, seconds, **metrics, std_P=of_P["std"], m_o_P=of_P["m_o"],
                 effective_rank_P=of_P["effective_rank"])
     others = [i for i, name in enumerate(loss_names) if name != loss_names[-1]]
     first = max(others, default=-1) + 1                    # epochs before the last loss began

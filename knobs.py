@@ -21,7 +21,7 @@ from torch import nn
 
 import common
 
-# One dict a data set.  Every entry is also a flag, and a flag that is given wins.
+# One dict per data set.  Every entry is also a flag, and a flag that is given wins.
 # lr is for a batch of 256: the rate used is lr * batch_size / 256.
 # pred_lr: the predictor's rate, as a multiple of the encoder's.  ema 0: the net is its own target.
 RECIPES = {
@@ -45,7 +45,7 @@ FLAGS = {"variant": ("simsiam", "whose settings to start from")}
 # -------------------------------------------------------------------------------------------- loss
 
 def D(p, z):
-    """Negative cosine similarity.  p, z: [B, D] -> scalar.  The stop-gradient is the caller's."""
+    """Minus the mean cosine similarity.  p, z: [B, dim] -> scalar.  Who calls it detaches z."""
     return -nn.functional.cosine_similarity(p, z, dim=1).mean()
 
 
@@ -81,7 +81,7 @@ class Siamese(nn.Module):
             self.target = copy.deepcopy(self.encoder).requires_grad_(False)
 
     def forward(self, x1, x2):
-        # One call a view: BatchNorm then normalises each view by its own mean and variance.
+        # One call per view, so that BatchNorm uses each view's own mean and variance.
         z1, z2 = self.encoder(x1), self.encoder(x2)        # [B, D]
         p1, p2 = self.predictor(z1), self.predictor(z2)    # [B, D]
         if self.target is None:
@@ -145,20 +145,20 @@ def main(argv=None):
         optimizer = torch.optim.Adam(groups, lr, weight_decay=args.weight_decay)
     else:
         optimizer = torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=args.weight_decay)
-    log = common.Log(args, model, optimizer, data)         # the run's folder, new or --resume's
+    log = common.Log(args, model, optimizer, data)         # makes the run's folder, or resumes it
     backbone = model.encoder.backbone
-    if not log.history:                                    # row 0: the untrained net is the floor
+    if not log.history:                                    # row 0: the untrained net's score
         of_r = health(common.extract_features(backbone, data.test_x, data.mean, data.std))
         log.row(0, **common.measure(model.encoder, data, args), **of_r)
 
     for epoch in range(len(log.history), args.epochs + 1):
         start, losses = time.time(), []
-        for progress, chosen in common.batches(data, args, epoch):   # epochs done; which images
+        for progress, chosen in common.batches(data, args, epoch):   # epochs done, 3.42; indices
             rate = common.cosine_lr(lr, progress, args.epochs, args.warmup_epochs)
             optimizer.param_groups[0]["lr"] = rate         # the encoder's
             if args.pred_schedule == "cosine":             # else the predictor's stays constant
                 optimizer.param_groups[1]["lr"] = rate * args.pred_lr
-            x = data.train_x[chosen]                       # uint8 [B, 3, S, S]
+            x = data.train_x[chosen]                       # uint8 [B, 3, size, size], no labels
             x1, x2 = (common.augment(x, data.mean, data.std, args.min_scale, jitter_p=args.jitter_p)
                       for _ in range(2))
             with common.autocast(device):                  # bfloat16 on CUDA
@@ -176,11 +176,12 @@ def main(argv=None):
             steps = (epoch - 1) * log.steps + len(losses)
             if steps % args.target_every == 0:             # 10: ten steps towards one target
                 model.update_target(args.ema)
-        loss, seconds = torch.stack(losses).mean().item(), time.time() - start
-        z = torch.cat([z1, z2])                            # of the last batch: has it collapsed?
+        mean_loss, seconds = torch.stack(losses).mean().item(), time.time() - start
+        z = torch.cat([z1, z2])                            # of the last batch, to look for collapse
         of_r = health(common.extract_features(backbone, data.test_x, data.mean, data.std))
-        log.row(epoch, loss, seconds, **common.measure(model.encoder, data, args, epoch, z), **of_r)
-    log.finish(**common.evaluate(model.encoder, data, args, epochs=100))
+        metrics = common.measure(model.encoder, data, args, epoch, z)
+        log.row(epoch, mean_loss, seconds, **metrics, **of_r)
+    log.finish(**common.evaluate(model.encoder, data, args, epochs=100))   # of a linear probe
     return model
 
 

@@ -1,21 +1,22 @@
 """Which part of SimSiam prevents collapse?  Nine Siamese nets, each whole in one place.
 
 Zhang et al., "How Does SimSiam Avoid Collapse Without Negative Samples?", 2022 (arXiv 2203.16262):
-Tables 2 and 5, Fig. 3, Algorithms 1 to 4.  Wen & Li, "The Mechanism of Prediction Head in
-Non-contrastive Self-supervised Learning", 2022 (arXiv 2205.06226): identity-initialised heads.
-z = f(x) are the projections of a view, p = h(z) what the predictor h makes of them.
+Tables 2, 5 and 6, Figs. 2, 3, Algorithms 1 to 4, which stand here without a name.  Wen & Li, "The
+Mechanism of Prediction Head in Non-contrastive Self-supervised Learning", 2022 (arXiv 2205.06226):
+heads, that is predictors, that start as the identity.  z = f(x) are the projections of a view, and
+p = h(z) is what the predictor h makes of them, as in simsiam.py.
 
     python mirror_ablations.py --variant mirror
     python results/reproduce.py mirror            all of them in one table and one figure
 
-On `patches` and two CPU cores a variant takes a minute.  Without a predictor, without the
-stop-gradient, or with the predictor on the wrong path, m_o is 1.00 after one epoch: all images are
-one point.  With SimSiam's predictor, its inverse after it, or a bias alone they are not.
+On `patches` and two CPU cores a variant takes a minute.  naive, no_stopgrad and mirror collapse in
+one epoch: all images are one point, and m_o, the length of the mean of the unit-length z, is 1.  In
+symmetric it is p that collapses.  simsiam, inverse, bias and identity do not collapse so.
 
-Where we differ from the papers: on `patches` all rates are ours.  Algorithm 4 prints its last term
-without /2, which would weigh the second view twice.  Zhang et al. train for 1000 epochs on
-CIFAR-100, with a final BatchNorm, here without affine as in solo-learn.  Wen & Li's settings for
-images are not known to us; their E sees phi, here it sees BN[phi].
+All variants share their settings, except for those that @variant(...) names with a reason.  f ends
+without a BatchNorm, which would hide a complete collapse.  Where we differ from the papers: on
+`patches` all rates are ours; Algorithm 4 prints its last term without /2, which would weigh the
+second view twice; Wen & Li's settings for images are not known to us.
 """
 import time
 from collections import namedtuple
@@ -26,9 +27,9 @@ from torch.nn import functional as F
 
 import common
 
-# One dict a data set.  Every entry is also a flag, and a flag that is given wins.
+# One dict per data set.  Every entry is also a flag, and a flag that is given wins.
 # lr is for a batch of 256: the rate used is lr * batch_size / 256.
-# pred_lr, inverse_lr: rates of h and of a second head, as multiples of the encoder's; constant.
+# pred_lr, inverse_lr: constant rates of h and of h_inv, as multiples of the encoder's at its top.
 RECIPES = {
     "patches": dict(                                                                          # ours
         arch="small", epochs=12, batch_size=64, lr=0.4, weight_decay=1e-3, warmup_epochs=1,
@@ -44,24 +45,22 @@ RECIPES = {
         pred_weight_decay=1e-5, inverse_lr=1.0),
 }
 RECIPES["other"] = RECIPES["patches"] | dict(epochs=20, weight_decay=5e-4)
-CHOICES = {"arch": common.ARCHS, "final_bn": ("none", "noaffine", "affine"),
-           "variant": ("simsiam", "naive", "no_stopgrad", "mirror", "symmetric", "inverse", "bias",
-                       "identity", "identity_frozen")}
+CHOICES = {"arch": common.ARCHS, "final_bn": ("none", "noaffine", "affine")}
 FLAGS = {"variant": ("simsiam", "which of the Siamese nets")}
 
 
 # ---------------------------------------------------------------------------------------- variants
-# A variant is a loss, net, z1, z2 [B, D] -> loss, p1, p2 [B, D] (None without a predictor), and
-# above it the predictor that it needs and the settings that differ from the recipe's, with the
-# reason.  They hold on `patches` and on own images; on CIFAR all have the papers' recipe.
+# A variant is a function loss(net, z1, z2) that returns the loss and p1, p2 (None without a
+# predictor).  Above it stand the predictor that it needs, and the settings in which it differs from
+# the recipe, with the reason.  These hold on `patches` and on your own images, not on CIFAR.
 
 Variant = namedtuple("Variant", "loss predictor why settings")
 VARIANTS = {}                                              # {name of the loss: Variant}
 
 
 def variant(predictor=None, why="", **settings):
-    """@variant(...) puts the loss that it stands above into VARIANTS.  predictor: D, width of its
-    hidden layer -> module"""
+    """@variant(...) puts the loss that it stands above into VARIANTS.  predictor(dim, hidden)
+    returns a module."""
     def add(loss):
         VARIANTS[loss.__name__] = Variant(loss, predictor, why, settings)
         return loss
@@ -69,7 +68,7 @@ def variant(predictor=None, why="", **settings):
 
 
 def D(p, z):
-    """Negative cosine similarity.  p, z: [B, D] -> scalar.  The stop-gradient is the caller's."""
+    """Minus the mean cosine similarity.  p, z: [B, dim] -> scalar.  Who calls it detaches z."""
     return -F.cosine_similarity(p, z, dim=1).mean()
 
 
@@ -81,7 +80,7 @@ def make_mlp(dim, hidden):
 
 @variant(make_mlp)
 def simsiam(net, z1, z2):
-    """Zhang et al., equation 2.  detach is the stop-gradient: z is a target, and no more."""
+    """Equation 2.  z2.detach() is only a target; the gradient enters f through p1 = h(z1)."""
     p1, p2 = net.predictor(z1), net.predictor(z2)
     return D(p1, z2.detach()) / 2 + D(p2, z1.detach()) / 2, p1, p2
 
@@ -90,7 +89,8 @@ def simsiam(net, z1, z2):
 def naive(net, z1, z2):
     """Fig. 2 (a): no predictor.
 
-    A stop-gradient would only halve the gradient of this symmetric loss (Chen & He, 4.2)."""
+    With a stop-gradient, D(z1, z2.detach()) / 2 + D(z2, z1.detach()) / 2, the gradient would be
+    half of this one: a stop-gradient alone changes nothing (Chen & He, section 4.2)."""
     return D(z1, z2), None, None
 
 
@@ -103,24 +103,24 @@ def no_stopgrad(net, z1, z2):
 
 @variant(make_mlp)
 def mirror(net, z1, z2):
-    """Algorithm 2: SimSiam's paths exchanged.  f learns on the path without h, and h learns as in
-    SimSiam."""
+    """Algorithm 2: the gradient reaches f through z, not through h(z).  h learns as in SimSiam."""
     p1, p2 = net.predictor(z1.detach()), net.predictor(z2.detach())
     return D(z1, p2) / 2 + D(z2, p1) / 2, p1, p2
 
 
 @variant(make_mlp)
 def symmetric(net, z1, z2):
-    """Algorithm 3: h on both paths, so that h(f(x)) is one encoder and the loss the naive one.
-    That is why its verdict is of P."""
+    """Algorithm 3: h on both sides.  With h(f(x)) as the encoder this is half of naive's gradient.
+    So P, and not Z, is what collapses."""
     p1, p2 = net.predictor(z1), net.predictor(z2)
     return D(p1, p2.detach()) / 2 + D(p2, p1.detach()) / 2, p1, p2
 
 
-@variant(make_mlp, "the inverse has to keep up with h", final_bn="noaffine", pred_lr=1.0,
-         inverse_lr=10.0)
+@variant(make_mlp, "h_inv has to follow h; with h at the shared rate P collapses, and without the "
+         "BatchNorm on one seed of three", final_bn="noaffine", pred_lr=1.0, inverse_lr=10.0)
 def inverse(net, z1, z2):
-    """Algorithm 4: h on both paths, but the target is mapped back to z by a trained inverse."""
+    """Algorithm 4: h on both sides, but a second head, h_inv, learns to map the target p back to
+    z."""
     h, h_inv = net.predictor, net.inverse
     p1, p2, sg_z1, sg_z2 = h(z1), h(z2), z1.detach(), z2.detach()
     loss_pred = D(h(sg_z1), sg_z2) / 2 + D(h(sg_z2), sg_z1) / 2                     # trains h
@@ -140,17 +140,17 @@ class Bias(nn.Module):
         return z + self.bias
 
 
-@variant(Bias, "b has to outgrow the centre of Z", pred_lr=50.0)
+@variant(Bias)
 def bias(net, z1, z2):
-    """Table 5: SimSiam, but the predictor is a bias, and it sees the l2-normalised z."""
+    """Table 5: SimSiam, but the predictor only adds a vector, to z of length 1."""
     p1, p2 = net.predictor(F.normalize(z1, dim=1)), net.predictor(F.normalize(z2, dim=1))
     return D(p1, z2.detach()) / 2 + D(p2, z1.detach()) / 2, p1, p2
 
 
 class IdentityHead(nn.Module):
-    """p = E z with E = I at the start.  Wen & Li keep its diagonal at 1: no gradient, no decay.
+    """p = E z with E = I at the start.  As in Wen & Li only its off-diagonal entries are trained.
 
-    The parameter is E - I, so weight decay pulls towards I."""
+    The parameter is E - I, so that weight decay would pull towards I."""
 
     def __init__(self, dim, _):
         super().__init__()
@@ -166,17 +166,17 @@ class IdentityHead(nn.Module):
         return z @ self.E.T
 
 
-@variant(IdentityHead, "f has to end in that BN, and E has to be fast", final_bn="noaffine",
-         pred_lr=100.0)
+@variant(IdentityHead, "the target is BN[phi], so f has to end in a BatchNorm", final_bn="noaffine")
 def identity(net, z1, z2):
-    """Wen & Li: ||BN[E phi(X1)] - sg BN[phi(X2)]||^2, both ways, over 4 D.
+    """Wen & Li: ||BN[E phi(X1)] - sg BN[phi(X2)]||^2 for both directions, over 4 dim.
 
-    z is BN[phi] already, because f ends in that BatchNorm here, and E sees it."""
+    phi is f before its last BatchNorm.  Here z is BN[phi], and E sees z, not phi."""
     p1, p2 = net.bn(net.predictor(z1)), net.bn(net.predictor(z2))
     return F.mse_loss(p1, z2.detach()) / 4 + F.mse_loss(p2, z1.detach()) / 4, p1, p2
 
 
 def frozen_head(dim, hidden):
+    """The control: E stays I, so that there is a stop-gradient but no trained predictor."""
     return IdentityHead(dim, hidden).requires_grad_(False)
 
 
@@ -195,7 +195,7 @@ class Siamese(nn.Module):
             projector.append(nn.Linear(dim if i else width, dim, bias=False))
             if i < args.proj_layers - 1:
                 projector.extend([nn.BatchNorm1d(dim), nn.ReLU()])
-        if args.final_bn != "none":                        # it may hide a complete collapse: README
+        if args.final_bn != "none":                        # it may hide a collapse: see README
             projector.append(nn.BatchNorm1d(dim, affine=args.final_bn == "affine"))
         self.encoder = nn.Sequential()                     # f: the projector after the backbone
         self.encoder.add_module("backbone", backbone)
@@ -205,10 +205,10 @@ class Siamese(nn.Module):
             self.predictor = variant.predictor(dim, args.pred_hidden)
         if args.variant == "inverse":
             self.inverse = make_mlp(dim, args.pred_hidden)
-        self.bn = nn.BatchNorm1d(dim, affine=False)        # of the identity heads' loss
+        self.bn = nn.BatchNorm1d(dim, affine=False)        # only in the loss `identity`
 
     def forward(self, x1, x2):
-        # One call a view: BatchNorm then normalises each view by its own mean and variance.
+        # One call per view, so that BatchNorm uses each view's own mean and variance.
         return self.encoder(x1), self.encoder(x2)          # [B, D]
 
 
@@ -241,8 +241,9 @@ def head_metrics(net, z, p1, p2):
 
 def parse(argv=None):
     settings = {name: variant.settings for name, variant in VARIANTS.items()}
-    args = common.parse_args(__file__, __doc__, RECIPES, argv, CHOICES, FLAGS,
-                             {"patches": settings, "other": settings}, ["pred_weight_decay"])
+    args = common.parse_args(
+        __file__, __doc__, RECIPES, argv, CHOICES | {"variant": VARIANTS}, FLAGS,
+        presets={"patches": settings, "other": settings}, zero=["pred_weight_decay"])
     args.label = args.variant
     return args
 
@@ -254,7 +255,7 @@ def main(argv=None):
     variant = VARIANTS[args.variant]
     model = Siamese(args).to(device, memory_format=torch.channels_last)
     net = torch.compile(model) if args.compile else model
-    # Several groups, because only the encoder's learning rate is annealed.  A predictor's stays
+    # Several groups, because only the encoder's learning rate falls.  The predictor's stays
     # constant, so that the predictor can follow a z that keeps changing (Chen & He, 4.2).
     lr = args.lr * args.batch_size / 256
     groups = [{"params": model.encoder.parameters()}]
@@ -263,17 +264,19 @@ def main(argv=None):
             groups.append({"params": head.parameters(), "lr": lr * rate,
                            "weight_decay": args.pred_weight_decay})
     optimizer = torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=args.weight_decay)
-    log = common.Log(args, model, optimizer, data)         # the run's folder, new or --resume's
-    print(f"{args.variant}: final_bn {args.final_bn}, pred_lr {args.pred_lr}.  {variant.why}")
-    if not log.history:                                    # row 0: the untrained net is the floor
+    log = common.Log(args, model, optimizer, data)         # makes the run's folder, or resumes it
+    own = {name: value for name, value in variant.settings.items() if getattr(args, name) == value}
+    if own:
+        print(f"{args.variant} has settings of its own, {own}: {variant.why}")
+    if not log.history:                                    # row 0: the untrained net's score
         log.row(0, **common.measure(model.encoder, data, args))
 
     for epoch in range(len(log.history), args.epochs + 1):
         start, losses = time.time(), []
-        for progress, chosen in common.batches(data, args, epoch):   # epochs done; which images
+        for progress, chosen in common.batches(data, args, epoch):   # epochs done, 3.42; indices
             rate = common.cosine_lr(lr, progress, args.epochs, args.warmup_epochs)
             optimizer.param_groups[0]["lr"] = rate         # the encoder's
-            x = data.train_x[chosen]                       # uint8 [B, 3, S, S]
+            x = data.train_x[chosen]                       # uint8 [B, 3, size, size], no labels
             x1, x2 = common.augment(x, data.mean, data.std), common.augment(x, data.mean, data.std)
             with common.autocast(device):                  # bfloat16 on CUDA
                 z1, z2 = net(x1, x2)
@@ -282,14 +285,14 @@ def main(argv=None):
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())                   # .item() here would make a GPU wait
-        loss, seconds = torch.stack(losses).mean().item(), time.time() - start
-        z = torch.cat([z1, z2])                            # of the last batch: has it collapsed?
+        mean_loss, seconds = torch.stack(losses).mean().item(), time.time() - start
+        z = torch.cat([z1, z2])                            # of the last batch, to look for collapse
         columns = head_metrics(model, z, p1, p2)
         if args.variant == "symmetric":                    # its loss compares P with P
             columns["verdict_P"] = common.verdict(
                 {"m_o": columns["m_o_P"], "effective_rank": columns["effective_rank_P"]})
         metrics = common.measure(model.encoder, data, args, epoch, z)
-        log.row(epoch, loss, seconds, **metrics, **columns)
+        log.row(epoch, mean_loss, seconds, **metrics, **columns)
     found = {}
     if "verdict_P" in log.history[-1]:
         found["verdict"] = log.history[-1]["verdict_P"]

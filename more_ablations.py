@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 import common
 
-# One dict a data set.  Every entry is also a flag, and a flag that is given wins.
+# One dict per data set.  Every entry is also a flag, and a flag that is given wins.
 # lr is for a batch of 256: the rate used is lr * batch_size / 256.
 # pred_lr: the predictor's rate, as a multiple of the encoder's; it is constant.
 RECIPES = {
@@ -36,10 +36,7 @@ RECIPES = {
         pred_weight_decay=5e-4, n_aug=10, bank_momentum=0.8),
 }
 RECIPES["other"] = RECIPES["patches"] | dict(epochs=20, weight_decay=5e-4)
-CHOICES = {"arch": common.ARCHS, "final_bn": ("none", "noaffine", "affine"),
-           "variant": ("moving_average", "same_batch", "bn_after_l2", "whitening", "mse", "two_fc",
-                       "tanh_fc", "fc", "fc_of_z", "bias_of_z", "linear", "identity_full",
-                       "identity_symmetric")}
+CHOICES = {"arch": common.ARCHS, "final_bn": ("none", "noaffine", "affine")}
 FLAGS = {"variant": ("moving_average", "which of the Siamese nets")}
 
 
@@ -61,7 +58,7 @@ def variant(name, predictor=None, why="", **settings):
 
 
 def D(p, z):
-    """Negative cosine similarity.  p, z: [B, D] -> scalar.  The stop-gradient is the caller's."""
+    """Minus the mean cosine similarity.  p, z: [B, dim] -> scalar.  Who calls it detaches z."""
     return -F.cosine_similarity(p, z, dim=1).mean()
 
 
@@ -206,7 +203,7 @@ class Siamese(nn.Module):
             projector.append(nn.Linear(dim if i else width, dim, bias=False))
             if i < args.proj_layers - 1:
                 projector.extend([nn.BatchNorm1d(dim), nn.ReLU()])
-        if args.final_bn != "none":                        # it may hide a complete collapse: README
+        if args.final_bn != "none":                        # it may hide a collapse: see README
             projector.append(nn.BatchNorm1d(dim, affine=args.final_bn == "affine"))
         self.encoder = nn.Sequential()                     # f: the projector after the backbone
         self.encoder.add_module("backbone", backbone)
@@ -219,7 +216,7 @@ class Siamese(nn.Module):
             self.register_buffer("eta", F.normalize(torch.randn(args.n_images, dim), dim=1))
 
     def forward(self, views):
-        # One call a view: BatchNorm then normalises each view by its own mean and variance.
+        # One call per view, so that BatchNorm uses each view's own mean and variance.
         z = [self.encoder(views[0])]                       # [B, D] each
         with torch.set_grad_enabled(self.variant != "same_batch"):      # all but the first detached
             return z + [self.encoder(x) for x in views[1:]]
@@ -260,11 +257,12 @@ def head_metrics(net, z, p1, p2):
 
 def parse(argv=None):
     settings = {name: variant.settings for name, variant in VARIANTS.items()}
-    args = common.parse_args(__file__, __doc__, RECIPES, argv, CHOICES, FLAGS,
-                             {"patches": settings, "other": settings},
-                             ["pred_weight_decay", "bank_momentum"])
+    args = common.parse_args(
+        __file__, __doc__, RECIPES, argv, CHOICES | {"variant": VARIANTS}, FLAGS,
+        presets={"patches": settings, "other": settings},
+        zero=["pred_weight_decay", "bank_momentum"])
     if args.bank_momentum >= 1 or args.n_aug < 2:
-        common.fail("--bank-momentum must be below 1, and --n-aug at least 2: a view and its target")
+        common.fail("--bank-momentum must be below 1, and --n-aug at least 2, a view and a target")
     if args.variant == "whitening" and args.proj_dim % 16:
         common.fail(f"--proj-dim {args.proj_dim}: whitening is of groups of 16 dimensions")
     args.label = args.variant
@@ -281,25 +279,27 @@ def main(argv=None):
     n_views = args.n_aug if args.variant == "same_batch" else 2
     model = Siamese(args).to(device, memory_format=torch.channels_last)
     net = torch.compile(model) if args.compile else model
-    # Two groups, because only the encoder's learning rate is annealed.  The predictor's stays
-    # constant, so that the predictor can follow a z that keeps changing (Chen & He, 4.2).
+    # Two groups, because only the encoder's learning rate falls.  The predictor's stays constant,
+    # so that the predictor can follow a z that keeps changing (Chen & He, 4.2).
     lr = args.lr * args.batch_size / 256
     groups = [{"params": model.encoder.parameters()}]
     if model.predictor is not None:
         groups.append({"params": model.predictor.parameters(), "lr": lr * args.pred_lr,
                        "weight_decay": args.pred_weight_decay})
     optimizer = torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=args.weight_decay)
-    log = common.Log(args, model, optimizer, data)         # the run's folder, new or --resume's
-    print(f"{args.variant}: final_bn {args.final_bn}, pred_lr {args.pred_lr}.  {variant.why}")
-    if not log.history:                                    # row 0: the untrained net is the floor
+    log = common.Log(args, model, optimizer, data)         # makes the run's folder, or resumes it
+    own = {name: value for name, value in variant.settings.items() if getattr(args, name) == value}
+    if own:
+        print(f"{args.variant} has settings of its own, {own}: {variant.why}")
+    if not log.history:                                    # row 0: the untrained net's score
         log.row(0, **common.measure(model.encoder, data, args))
 
     for epoch in range(len(log.history), args.epochs + 1):
         start, losses = time.time(), []
-        for progress, chosen in common.batches(data, args, epoch):   # epochs done; which images
+        for progress, chosen in common.batches(data, args, epoch):   # epochs done, 3.42; indices
             rate = common.cosine_lr(lr, progress, args.epochs, args.warmup_epochs)
             optimizer.param_groups[0]["lr"] = rate         # the encoder's
-            x = data.train_x[chosen]                       # uint8 [B, 3, S, S]
+            x = data.train_x[chosen]                       # uint8 [B, 3, size, size], no labels
             views = [common.augment(x, data.mean, data.std) for _ in range(n_views)]
             model.images = chosen                          # of the memory bank
             with common.autocast(device):                  # bfloat16 on CUDA
@@ -310,10 +310,10 @@ def main(argv=None):
             optimizer.step()
             model.constrain()
             losses.append(loss.detach())                   # .item() here would make a GPU wait
-        loss, seconds = torch.stack(losses).mean().item(), time.time() - start
-        z = torch.cat(z)                                   # of the last batch: has it collapsed?
+        mean_loss, seconds = torch.stack(losses).mean().item(), time.time() - start
+        z = torch.cat(z)                                   # of the last batch, to look for collapse
         metrics = common.measure(model.encoder, data, args, epoch, z)
-        log.row(epoch, loss, seconds, **metrics, **head_metrics(model, z, p1, p2))
+        log.row(epoch, mean_loss, seconds, **metrics, **head_metrics(model, z, p1, p2))
     found = {}
     if "E_mean" in log.history[-1]:
         found["E_mean_1"] = log.history[1]["E_mean"]       # after the first epoch

@@ -1,15 +1,16 @@
-"""SimSiam: a Siamese net that needs no negative pairs, no momentum encoder and no large batch.
+"""SimSiam learns features of images without labels, by making two views of an image agree.
 
 Chen & He, "Exploring Simple Siamese Representation Learning", 2021 (arXiv 2011.10566), Algorithm 1:
-L = D(p1, sg(z2))/2 + D(p2, sg(z1))/2.  D is the negative cosine similarity.  z = f(x) are the
-projections of two views of the same images, and p = h(z) is what the predictor h makes of them.
-The stop-gradient sg lets the numbers pass, but no gradient.
+L = D(p1, sg(z2))/2 + D(p2, sg(z1))/2.  x1, x2 are two random views of the same images.  z = f(x) is
+what the encoder (backbone and projector) makes of a view.  p = h(z) is what the predictor, a small
+net, makes of z: a guess of the other view's z.  D is minus the cosine of their angle.  The
+stop-gradient sg lets the numbers pass, but no gradient.
 
     python simsiam.py
 
-learns ten classes of `patches` without labels: kNN 92 % (three seeds) from 23 % untrained, in about
-90 s on two CPU cores, without collapse.  To see a collapse, take `.detach()` away and run it with
---final-bn none: m_o goes to 1, because all images become one point.
+learns `patches` in 90 s on two CPU cores: by the backbone's features, nearest neighbours (kNN) name
+the class of 92 % of test images (three seeds), untrained of 23 %.  L is minimal if all z are equal:
+to see that collapse, use --final-bn none and take both .detach() out of the loss.
 """
 import time
 
@@ -18,7 +19,7 @@ from torch import nn
 
 import common
 
-# One dict a data set.  Every entry is also a flag, and a flag that is given wins.
+# One dict per data set.  Every entry is also a flag, and a flag that is given wins.
 # lr is for a batch of 256: the rate used is lr * batch_size / 256.
 RECIPES = {
     "patches": dict(               # ours; without warm-up one seed in five stalls at rank 2
@@ -38,7 +39,7 @@ CHOICES = {"arch": common.ARCHS, "final_bn": ("none", "noaffine", "affine")}
 # -------------------------------------------------------------------------------------------- loss
 
 def D(p, z):
-    """Negative cosine similarity.  p, z: [B, D] -> scalar.  The stop-gradient is the caller's."""
+    """Minus the mean cosine similarity.  p, z: [B, dim] -> scalar.  Who calls it detaches z."""
     return -nn.functional.cosine_similarity(p, z, dim=1).mean()
 
 
@@ -60,7 +61,7 @@ class SimSiam(nn.Module):
             projector.append(nn.Linear(dim if i else width, dim, bias=False))
             if i < args.proj_layers - 1:
                 projector.extend([nn.BatchNorm1d(dim), nn.ReLU()])
-        if args.final_bn != "none":                        # it may hide a complete collapse: README
+        if args.final_bn != "none":                        # it may hide a collapse: see README
             projector.append(nn.BatchNorm1d(dim, affine=args.final_bn == "affine"))
         self.encoder = nn.Sequential()                     # f: the projector after the backbone
         self.encoder.add_module("backbone", backbone)
@@ -68,7 +69,7 @@ class SimSiam(nn.Module):
         self.predictor = make_mlp(dim, args.pred_hidden, dim)                                # h
 
     def forward(self, x1, x2):
-        # One call a view: BatchNorm then normalises each view by its own mean and variance.
+        # One call per view, so that BatchNorm uses each view's own mean and variance.
         z1, z2 = self.encoder(x1), self.encoder(x2)        # [B, D]
         p1, p2 = self.predictor(z1), self.predictor(z2)    # [B, D]
         return p1, p2, z1, z2
@@ -89,22 +90,23 @@ def main(argv=None):
     data = common.load_data(args.data, args.data_dir, args.size, device, args.limit)
     model = SimSiam(args).to(device, memory_format=torch.channels_last)
     net = torch.compile(model) if args.compile else model
-    # Two groups, because only the encoder's learning rate is annealed.  The predictor's stays
-    # constant, so that the predictor can follow a z that keeps changing (Chen & He, 4.2).
+    # Two groups, because only the encoder's learning rate falls.  The predictor's stays constant,
+    # so that the predictor can follow a z that keeps changing (Chen & He, 4.2).
     lr = args.lr * args.batch_size / 256
     groups = [{"params": model.encoder.parameters()},
               {"params": model.predictor.parameters()}]
     optimizer = torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=args.weight_decay)
-    log = common.Log(args, model, optimizer, data)         # the run's folder, new or --resume's
-    if not log.history:                                    # row 0: the untrained net is the floor
+    log = common.Log(args, model, optimizer, data)         # makes the run's folder, or resumes it
+    if not log.history:                                    # row 0: the untrained net's score
         log.row(0, **common.measure(model.encoder, data, args))
 
     for epoch in range(len(log.history), args.epochs + 1):
         start, losses = time.time(), []
-        for progress, chosen in common.batches(data, args, epoch):   # epochs done; which images
+        for progress, chosen in common.batches(data, args, epoch):   # epochs done, 3.42; indices
             rate = common.cosine_lr(lr, progress, args.epochs, args.warmup_epochs)
             optimizer.param_groups[0]["lr"] = rate         # the encoder's
-            x = data.train_x[chosen]                       # uint8 [B, 3, S, S]
+            x = data.train_x[chosen]                       # uint8 [B, 3, size, size], no labels
+            # augment is random: two views of the same images
             x1, x2 = common.augment(x, data.mean, data.std), common.augment(x, data.mean, data.std)
             with common.autocast(device):                  # bfloat16 on CUDA
                 p1, p2, z1, z2 = net(x1, x2)
@@ -114,10 +116,10 @@ def main(argv=None):
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())                   # .item() here would make a GPU wait
-        loss, seconds = torch.stack(losses).mean().item(), time.time() - start
-        z = torch.cat([z1, z2])                            # of the last batch: has it collapsed?
-        log.row(epoch, loss, seconds, **common.measure(model.encoder, data, args, epoch, z))
-    log.finish(**common.evaluate(model.encoder, data, args, epochs=100))
+        mean_loss, seconds = torch.stack(losses).mean().item(), time.time() - start
+        z = torch.cat([z1, z2])                            # of the last batch, to look for collapse
+        log.row(epoch, mean_loss, seconds, **common.measure(model.encoder, data, args, epoch, z))
+    log.finish(**common.evaluate(model.encoder, data, args, epochs=100))   # of a linear probe
     return model
 
 

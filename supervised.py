@@ -16,7 +16,7 @@ from torch import nn
 
 import common
 
-# One dict a data set.  Every entry is also a flag, and a flag that is given wins.
+# One dict per data set.  Every entry is also a flag, and a flag that is given wins.
 # lr is for a batch of 256: the rate used is lr * batch_size / 256.
 RECIPES = {
     "patches": dict(                                                                          # ours
@@ -75,16 +75,16 @@ def main(argv=None):
     lr = args.lr * args.batch_size / 256
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, nesterov=True,
                                 weight_decay=args.weight_decay)
-    log = common.Log(args, model, optimizer, data)         # the run's folder, new or --resume's
-    if not log.history:                                    # row 0: the untrained net is the floor
+    log = common.Log(args, model, optimizer, data)         # makes the run's folder, or resumes it
+    if not log.history:                                    # row 0: the untrained net's score
         log.row(0, **common.measure(model.encoder, data, args))
 
     for epoch in range(len(log.history), args.epochs + 1):
         start, losses = time.time(), []
-        for progress, chosen in common.batches(data, args, epoch):   # epochs done; which images
+        for progress, chosen in common.batches(data, args, epoch):   # epochs done, 3.42; indices
             rate = common.cosine_lr(lr, progress, args.epochs, args.warmup_epochs)
             optimizer.param_groups[0]["lr"] = rate
-            x = data.train_x[chosen]                       # uint8 [B, 3, S, S]
+            x = data.train_x[chosen]                       # uint8 [B, 3, size, size]
             x1 = common.augment(x, data.mean, data.std)    # one view is enough
             with common.autocast(device):                  # bfloat16 on CUDA
                 outputs, r = net(x1)
@@ -93,9 +93,9 @@ def main(argv=None):
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())                   # .item() here would make a GPU wait
-        loss, seconds = torch.stack(losses).mean().item(), time.time() - start
-        log.row(epoch, loss, seconds, **common.measure(model.encoder, data, args, epoch, r))
-    log.finish(**common.evaluate(model.encoder, data, args, epochs=100))
+        mean_loss, seconds = torch.stack(losses).mean().item(), time.time() - start
+        log.row(epoch, mean_loss, seconds, **common.measure(model.encoder, data, args, epoch, r))
+    log.finish(**common.evaluate(model.encoder, data, args, epochs=100))   # of a linear probe
     return model
 
 
