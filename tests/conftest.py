@@ -1,13 +1,11 @@
+import copy
 import functools
-import hashlib
 import os
 import pickle
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")              # nets this small gain nothing from more
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: one core a process
 
 import numpy as np
 import pytest
@@ -15,53 +13,20 @@ import torch
 import torchvision
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-# Plain `pytest` runs the whole suite in two processes, half the time on two cores: these files in
-# the second one, whose report follows the first one's.
-SECOND = ("test_compare.py", "test_toys.py", "test_exercises.py", "test_run.py")
-
-
-def pytest_configure(config):
-    if not config.invocation_params.args and os.cpu_count() > 1:
-        files = [str(ROOT / "tests" / name) for name in SECOND]
-        config.second_report = tempfile.TemporaryFile("w+")
-        config.second = subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *files], cwd=ROOT,
-            stdout=config.second_report, stderr=subprocess.STDOUT)
-
-
-def pytest_ignore_collect(collection_path, config):
-    if hasattr(config, "second") and collection_path.name in SECOND:
-        return True
-    return None
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionfinish(session):
-    if hasattr(session.config, "second"):
-        session.exitstatus = session.exitstatus or session.config.second.wait()
-
-
-def pytest_terminal_summary(terminalreporter, config):
-    if hasattr(config, "second"):
-        config.second_report.seek(0)
-        terminalreporter.write(config.second_report.read())
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import common
 
 
 @pytest.fixture(scope="session", autouse=True)
 def made_once():
     """Images of `patches` are the same every time: made once for all tests of a process."""
-    import common
     common.make_patches = functools.cache(common.make_patches)
 
 
 @pytest.fixture
 def no_curves(monkeypatch):
     """A run draws no curves.png, which takes a second; test_run.py looks at that."""
-    import common
-    monkeypatch.setattr(common.Run, "draw", lambda self: None)
+    monkeypatch.setattr(common.Log, "draw", lambda self: None)
 
 
 @pytest.fixture
@@ -84,80 +49,66 @@ def photos():
 def image_folder(tmp_path, photos):
     """train/ and test/ with two classes; grayscale, RGBA and odd sizes among the images."""
     sizes, modes = [(32, 32), (50, 33), (20, 70)], ["RGB", "L", "RGBA", "P"]
-    for part in ("train", "test"):
-        for c, name in enumerate(("cats", "dogs")):
-            (tmp_path / "pics" / part / name).mkdir(parents=True)
-            for i in range(12):
-                image = Image.fromarray(photos[(i + 12 * c) % 25].permute(1, 2, 0).numpy())
-                image = image.resize(sizes[i % 3]).convert(modes[i % 4])
-                image.save(tmp_path / "pics" / part / name / f"{i:03}.png")
+    for part in ("train/cats", "train/dogs", "test/cats", "test/dogs"):
+        (tmp_path / "pics" / part).mkdir(parents=True)
+        for i in range(12):
+            image = photos[i + 12 * part.endswith("dogs")].permute(1, 2, 0).numpy()
+            image = Image.fromarray(image).resize(sizes[i % 3]).convert(modes[i % 4])
+            image.save(tmp_path / "pics" / part / f"{i:03}.png")
     return tmp_path / "pics"
 
 
 @pytest.fixture
 def fake_cifar(tmp_path, monkeypatch):
-    """A data folder with 300 + 60 images in the file formats that torchvision's loaders read."""
+    """A data folder with 100 images a file, in the formats that torchvision's loaders read."""
+    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *_: True)
     rng = np.random.default_rng(0)
-
-    def dump(folder, name, content):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(pickle.dumps(content))
-        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
-
-    def batch(n, key, classes):
-        pixels = rng.integers(0, 256, (n, 3072), dtype=np.uint8)
-        return {"data": pixels, key: [i % classes for i in range(n)],
-                "coarse_labels": [i % classes // 5 for i in range(n)]}
-
-    c10, c100 = torchvision.datasets.CIFAR10, torchvision.datasets.CIFAR100
-    root = tmp_path / "data"
-    folder = root / c10.base_folder
-    train = [dump(folder, f"data_batch_{i}", batch(60, "labels", 10)) for i in range(1, 6)]
-    monkeypatch.setattr(c10, "train_list", train)
-    monkeypatch.setattr(c10, "test_list", [dump(folder, "test_batch", batch(60, "labels", 10))])
-    names = dump(folder, "batches.meta", {"label_names": [f"c{i}" for i in range(10)]})
-    monkeypatch.setattr(c10, "meta", {"filename": names[0], "key": "label_names", "md5": names[1]})
-    folder = root / c100.base_folder
-    monkeypatch.setattr(c100, "train_list", [dump(folder, "train", batch(300, "fine_labels", 100))])
-    monkeypatch.setattr(c100, "test_list", [dump(folder, "test", batch(100, "fine_labels", 100))])
-    names = dump(folder, "meta", {"fine_label_names": [f"c{i}" for i in range(100)]})
-    meta = {"filename": names[0], "key": "fine_label_names", "md5": names[1]}
-    monkeypatch.setattr(c100, "meta", meta)
-    return root
+    for data, key, classes in ((torchvision.datasets.CIFAR10, "labels", 10),
+                               (torchvision.datasets.CIFAR100, "fine_labels", 100)):
+        folder = tmp_path / "data" / data.base_folder
+        folder.mkdir(parents=True)
+        names = {data.meta["key"]: [f"c{i}" for i in range(classes)]}
+        (folder / data.meta["filename"]).write_bytes(pickle.dumps(names))
+        for file, _ in data.train_list + data.test_list:
+            batch = {"data": rng.integers(0, 256, (100, 3072), dtype=np.uint8),
+                     key: [i % classes for i in range(100)]}
+            (folder / file).write_bytes(pickle.dumps(batch))
+    return tmp_path / "data"
 
 
 @pytest.fixture
 def first_step(monkeypatch, in_tmp):
-    """first_step(module, *flags) -> model as before its first training step, its two views, and
-    {name: gradient of that step or None}."""
+    """first_step(module, *flags) -> model as before its first training step, its first two views,
+    and {name: gradient of that step, or None}.  The run ends there."""
     def run(module, *flags):
-        import common
-        grads, batches = [], []
-        real_step, real_batches = torch.optim.SGD.step, common.Run.batches
+        seen = {}
 
-        def step(self, *a, **k):
-            parameters = [p for group in self.param_groups for p in group["params"]]
-            grads.append({id(p): None if p.grad is None else p.grad.clone() for p in parameters})
-            return real_step(self, *a, **k)
+        def init(self, args, model, *rest, real=common.Log.__init__):
+            seen["model"] = model
+            real(self, args, model, *rest)
 
-        def views(x, *_, **__):
-            return (x.float() / 255 - 0.5).flip(3) * torch.rand(len(x), 1, 1, 1)
+        def batches(*args, real=common.batches, **kwargs):
+            for both in real(*args, **kwargs):             # first the one that measures row 0
+                seen.update(state=copy.deepcopy(seen["model"].state_dict()), views=[])
+                yield both
 
-        def record(self):
-            for x in real_batches(self):
-                state = {k: v.clone() for k, v in self.model.state_dict().items()}
-                batches.append((x.clone(), torch.get_rng_state(), state))
-                yield x
+        def augment(x, *_, **__):
+            seen["views"].append((x.float() / 255 - 0.5).flip(3) * torch.rand(len(x), 1, 1, 1))
+            return seen["views"][-1]
 
-        monkeypatch.setattr(torch.optim.SGD, "step", step)
-        monkeypatch.setattr(common, "augment", views)
-        monkeypatch.setattr(common.Run, "batches", record)
-        model = module.main(["--dry-run", *flags])
-        x, rng, state = batches[1]                         # [0] measured the untrained net
-        torch.set_rng_state(rng)
-        x1, x2 = views(x), views(x)
-        model.load_state_dict(state)
-        return model, x1, x2, {name: grads[0].get(id(p)) for name, p in model.named_parameters()}
+        def step(self):
+            seen["grads"] = {id(p): p.grad for group in self.param_groups for p in group["params"]}
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(common.Log, "__init__", init)
+            patch.setattr(common, "batches", batches)
+            patch.setattr(common, "augment", augment)
+            patch.setattr(torch.optim.SGD, "step", step)
+            module.main(["--dry-run", *flags])
+        seen["model"].load_state_dict(seen["state"])
+        names = seen["model"].named_parameters()
+        return seen["model"], *seen["views"][:2], {k: seen["grads"].get(id(p)) for k, p in names}
     return run
 
 
@@ -166,20 +117,17 @@ def whole_and_cut(monkeypatch, in_tmp):
     """whole_and_cut(module, *flags) -> last.pt's model of a run of two epochs, and of one that
     stopped after the first and was resumed."""
     def run(module, *flags):
-        import common
-        flags = [*flags, "--limit", "300", "--epochs", "2", "--out"]
-        real_end = common.Run.end_epoch
-
-        def stop_after_1(self, *a, **k):
-            real_end(self, *a, **k)
-            if self.epoch == 1 and not self.args.resume:
+        def stop_after_1(self, epoch, *args, real=common.Log.row, **columns):
+            real(self, epoch, *args, **columns)
+            if epoch == 1:
                 raise KeyboardInterrupt
+
+        flags = [*flags, "--limit", "300", "--epochs", "2", "--out"]
         module.main([*flags, "whole"])
-        monkeypatch.setattr(common.Run, "end_epoch", stop_after_1)
-        with pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(common.Log, "row", stop_after_1)
             module.main([*flags, "cut"])
         folder, = Path("cut").iterdir()
         module.main(["--resume", str(folder)])
-        files = [Path(out) / folder.name / "last.pt" for out in ("whole", "cut")]
-        return [torch.load(file, weights_only=True)["model"] for file in files]
+        return [common.load_run(Path(out) / folder.name)["model"] for out in ("whole", "cut")]
     return run

@@ -1,11 +1,9 @@
-"""compare.py: what it trains, how it goes on, and what it makes of the results."""
-import csv
+"""compare.py and results/reproduce.py: what they train and what they make of it."""
 import json
 import os
-import random
 import signal
-import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,463 +14,317 @@ import common
 import compare
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = "--limit 96 --batch-size 32 --epochs 3 --eval-every 9 --proj-dim 16 --pred-hidden 8".split()
-PRODUCT = ["simsiam.py", "--lr", "0.1,0.4", *TINY]
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+sys.path.insert(0, str(ROOT / "results"))
+import reproduce                                           # noqa: E402
+from tables import TABLES, Table                           # noqa: E402
+
+# A script that trains nothing, with the flags and the run folder of ours.
+FAKE = '''
+import argparse, json, os, sys, time
+from pathlib import Path
+
+def parse(argv=None):
+    parser = argparse.ArgumentParser()
+    for name, value in (("lr", 0.1), ("wait", 0.0), ("seed", 0), ("out", ""), ("resume", "")):
+        parser.add_argument(f"--{name}", type=type(value), default=value)
+    parser.set_defaults(script="fake", label="", data="")
+    return parser.parse_args(argv)
+
+if __name__ == "__main__":
+    args = parse()
+    folder = Path(args.resume or f"{args.out}/fake-s{args.seed}")
+    folder.mkdir(parents=True, exist_ok=bool(args.resume))
+    if not args.resume:
+        (folder / "args.json").write_text(json.dumps({"args": vars(args)}))
+    (folder / "last.pt").touch()
+    if args.lr > 1:
+        sys.exit("the loss is nan")
+    time.sleep(args.wait)
+    (folder / "metrics.csv").write_text("epoch,m_o,verdict\\n0,0.5,none\\n1,0.2,none\\n")
+    found = {name: os.environ.get(name, "") for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")}
+    found |= {"verdict": "none", "knn": 100 * args.lr + args.seed, "resumed": len(args.resume)}
+    (folder / "result.json").write_text(json.dumps(found))
+'''
 
 
-def start(folder, *flags):
-    """As from a terminal: a shell that runs us in the background would have it ignore Ctrl-C."""
-    return subprocess.Popen([sys.executable, ROOT / "compare.py", *PRODUCT, *flags], cwd=folder,
-                            env=ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-                            text=True)
+@pytest.fixture
+def fake(in_tmp, monkeypatch):
+    Path("fake.py").write_text(FAKE)
+    monkeypatch.setattr(compare, "HERE", in_tmp)
+    monkeypatch.syspath_prepend(str(in_tmp))
+    sys.modules.pop("fake", None)
 
 
-def table(folder):
-    """table.csv, but for times and the commit."""
-    file, = Path(folder).glob("runs/simsiam-*/table.csv")
-    with open(file, newline="") as f:
-        rows = list(csv.DictReader(f))
-    timed = ("seconds", "images_per_second", "commit")
-    return [{key: value for key, value in row.items() if key not in timed} for row in rows]
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
-    process = start(folder)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return folder, out
-
-
-# ------------------------------------------------------------------------------------ what to train
-
-def test_product_of_flags():
-    what, flags = compare.read_command("byol.py --lr 1,2 --no-stopgrad --ema=0,0.5".split())
-    assert what == ["byol.py"]
-    assert compare.product_of(flags) == [
-        ("lr 1, ema 0", "--lr 1 --no-stopgrad --ema 0".split()),
-        ("lr 1, ema 0.5", "--lr 1 --no-stopgrad --ema 0.5".split()),
-        ("lr 2, ema 0", "--lr 2 --no-stopgrad --ema 0".split()),
-        ("lr 2, ema 0.5", "--lr 2 --no-stopgrad --ema 0.5".split())]
-
-
-@pytest.mark.parametrize("data", ["patches", "cifar10", "cifar100"])
-@pytest.mark.parametrize("name", compare.TABLES)
-def test_the_rows_of_a_table_are_valid_and_no_net_is_trained_twice(name, data, tmp_path):
-    table = compare.TABLES[name]
-    flags = {} if data == "patches" else {"--data": data}
-    jobs = compare.plan(table.script, compare.rows_of(table, flags), ["0"], tmp_path)
-    scripts = {job.script: compare.importlib.import_module(job.script[:-3]) for job in jobs}
-    settings = [vars(scripts[job.script].parse(job.argv)) for job in jobs]
-    seen = [{k: v for k, v in s.items() if k not in ("out", "label")} for s in settings]
-    assert all(a != b for i, a in enumerate(seen) for b in seen[:i])
-    assert len({job.folder for job in jobs}) == len(jobs)
-
-
-def test_the_claims_about_directclr_ask_for_the_weak_label_where_there_is_one():
-    of_r, less = (claim for _, _, _, claim in compare.TABLES["d0"].rows if claim)
-    run = {"linear": 90.0, "linear_first": 80.0}
-    rows = {"d0 17": {"linear": 91.0}}
-    assert of_r(run, rows) and not of_r(run | {"linear_first": 86.0}, rows)
-    assert less(run, rows) and not less({"linear": 92.0}, rows)
-    weak = run | {"linear_weak": 40.0, "linear_first_weak": 38.0}
-    rows = {"d0 17": {"linear": 91.0, "linear_weak": 39.0}}
-    assert not of_r(weak, rows) and of_r(weak | {"linear_first_weak": 26.0}, rows)
-    assert not less(weak, rows) and less(weak | {"linear_weak": 36.0}, rows)
-
-
-def test_both_labels_have_to_be_above_the_frozen_heads():
-    both = next(claim for label, *_, claim in compare.TABLES["phases"].rows
-                if label == "identity head")
-    rows = {"frozen head": {"linear_z": 80.0, "linear_z_weak": 34.0}}
-    assert both({"linear_z": 81.0, "linear_z_weak": 35.0}, rows)
-    assert not both({"linear_z": 81.0, "linear_z_weak": 33.0}, rows)
-    assert not both({"linear_z": 79.0, "linear_z_weak": 35.0}, rows)
-
-
-def test_r_b_has_to_lower_m_o_less_than_r_a():
-    claim = compare.TABLES["conjecture"].rows[2]
-    assert claim[0] == "residual_b from init"
-    rows = {"residual from init": {"m_o": 0.1}}
-    found = [claim[3]({"m_o": m_o, "m_o_before": 0.6}, rows) for m_o in (0.05, 0.2, 0.7)]
-    assert found == [False, True, False]
-
-
-def test_decay_of_W_p_alone_has_to_bring_five_points():
-    claim = compare.TABLES["symmetric"].rows[4]
-    assert "--weight-decay 0 " in claim[1] and "--pred-weight-decay 5e-3" in claim[1]
-    rows = {"symmetric no EMA": {"linear": 20.0}}
-    assert [claim[3]({"linear": found}, rows) for found in (15, 24, 26)] == [False, False, True]
-
-
-RANK, RANK_P = {"effective_rank_before": 2.0}, {"verdict": "complete"}
-COS_R = {"cos_r_0.1": 0.7, "cos_r_0.2": 0.7, "cos_r_0.5": 0.8}
-
-
-@pytest.mark.parametrize("name, label, others, yes, no", [
-    ("mirror", "naive", {}, [{"verdict": "complete"}], [{"verdict": "dimensional"}]),
-    ("mirror", "bias", {}, [{"verdict": "dimensional"}], [{"verdict": "complete"}]),
-    ("mirror", "whitening", {}, [{"verdict": "none"}], [{"verdict": "dimensional"}]),
-    ("mirror", "identity_frozen", {}, [{"verdict": "dimensional"}, {"verdict": "complete"}],
-     [{"verdict": "none"}]),
-    ("bias", "bias", {}, [{"b_cos": 0.98, "b": 2.0, "b_theory": 2.08}],
-     [{"b_cos": 0.96, "b": 2.0, "b_theory": 2.0}, {"b_cos": 0.98, "b": 2.0, "b_theory": 2.2}]),
-    ("center", "SimSiam", {}, [{"eta_p": -0.5}], [{"eta_p": -0.2}, {"eta_p": -0.8},
-                                                  {"eta_p": 0.5}]),
-    ("center", "Mirror SimSiam", {}, [{"eta_z": 0.2}], [{"eta_z": -0.1}, {"eta_z": 0.5}]),
-    ("conjecture", "centre from init", {}, [{"m_o_before": 0.1, "m_o": 0.5}],
-     [{"m_o_before": 0.1, "m_o": 0.15}, {"m_o_before": 0.5, "m_o": 0.1}]),
-    ("conjecture", "residual from init", {}, [{"m_o_before": 0.6, "m_o": 0.2}],
-     [{"m_o_before": 0.6, "m_o": 0.55}, {"m_o_before": 0.2, "m_o": 0.6}]),
-    ("conjecture", "random from init", {}, [{"m_o_before": 0.6, "m_o": 0.55}],
-     [{"m_o_before": 0.6, "m_o": 0.4}, {"m_o_before": 0.6, "m_o": 0.8}]),
-    ("recover", "of z", {}, [RANK | {"effective_rank": 9.0}], [RANK | {"effective_rank": 2.5}]),
-    ("infonce", "SimSiam", {"without r_e": {"covariance": 0.2}}, [{"covariance": 0.1}],
-     [{"covariance": 0.3}]),
-    ("infonce", "without r_e", {"InfoNCE": {"linear": 60.0}}, [{"linear": 50.0}],
-     [{"linear": 65.0}]),
-    ("infonce", "InfoNCE batch 8", {}, [COS_R | {"cos_r_0.1": 0.9}, COS_R | {"cos_r_0.2": 0.9}],
-     [COS_R, COS_R | {"cos_r_0.2": 0.9, "cos_r_1.0": 0.95}]),
-    ("temperature", "tau 0.1", {"tau 0.05": {"covariance": 0.1}}, [{"covariance": 0.2}],
-     [{"covariance": 0.05}]),
-    ("simsiam-components", "P_b", {}, [{"verdict_P": "complete"}],
-     [RANK_P | {"verdict_P": "none"}]),
-    ("simsiam-components", "P_b + o_e + r_e", {}, [RANK_P | {"verdict_P": "none"}],
-     [{"verdict_P": "complete"}]),
-    ("simsiam-components", "P_b + r_e (h: SimSiam)", {}, [{"verdict_P": "dimensional"}],
-     [{"verdict_P": "complete"}]),
-    ("predictor", "trained 2 layers", {}, [{"effective_rank": 4.0, "effective_rank_lowest": 3.0}],
-     [{"effective_rank": 3.5, "effective_rank_lowest": 3.0}]),
-    ("predictor", "DirectPred", {"trained": {"linear": 82.0}}, [{"linear": 80.0}],
-     [{"linear": 78.0}]),
-    ("predictor", "least squares", {"trained": {"linear": 82.0}}, [{"linear": 70.0}],
-     [{"linear": 78.0}]),
-    ("directset", "DirectPred F centred", {"DirectPred": {"linear": 48.0}}, [{"linear": 14.0}],
-     [{"linear": 44.0}]),
-    ("directset", "DirectCopy no decay", {"DirectCopy": {"linear": 46.0}}, [{"linear": 43.0}],
-     [{"linear": 45.0}]),
-    ("scan", "rate 1 decay 0", {}, [{"E_mean_1": 0.2, "E_mean": 0.1}],
-     [{"E_mean_1": 0.2, "E_mean": 0.3}]),
-    ("weak", "mirror", {"SimSiam": {"linear_weak": 40.0}}, [{"linear_weak": 25.0}],
-     [{"linear_weak": 35.0}]),
-    ("weak", "SimCLR none 32 epochs", {"DirectCLR 32 epochs": {"linear_weak": 40.0}},
-     [{"linear_weak": 31.0}], [{"linear_weak": 33.0}]),
-    ("cifar10", "SimCLR none", {"SimCLR linear": {"linear": 60.0}}, [{"linear": 50.0}],
-     [{"linear": 57.0}])])
-def test_what_a_claim_asks_for(name, label, others, yes, no):
-    claim, = (row[3] for row in compare.TABLES[name].rows if row[0] == label)
-    assert all(claim(run, others) for run in yes) and not any(claim(run, others) for run in no)
-
-
-def test_flags_tuned_for_patches_stay_there(tmp_path):
-    table = compare.TABLES["bias"]
-    assert "--lr" in compare.rows_of(table, {})[0][1]
-    assert "--lr" not in compare.rows_of(table, {"--data": "cifar10"})[0][1]
-
-
-# ------------------------------------------------------------------------------------------- go on
-
-def wait_for_an_epoch(folder, process):
-    """Until a run that is not finished has saved an epoch, or there is nothing left to do."""
-    while process.poll() is None:
-        time.sleep(0.1)
-        saved = [file.parent for file in folder.rglob("last.pt")]
-        if any(not (run / "result.json").exists() for run in saved):
-            return
-
-
-def test_it_trains_the_product_and_leaves_table_and_picture(uninterrupted):
-    folder, out = uninterrupted
-    rows = table(folder)
-    found = [(row["label"], row["seed"]) for row in rows]
-    assert found == [("lr 0.1", "0"), ("lr 0.4", "0")]
-    run = folder / "runs/simsiam-lr-limit-batch-size-epochs-eval-every-proj-dim-pred-hidden"
-    result = json.loads((run / "lr_0.4/simsiam-patches-s0/result.json").read_text())
-    assert float(rows[1]["knn"]) == pytest.approx(result["knn"], rel=1e-5)
-    assert (run / "curves.png").stat().st_size > 10_000
-    assert (run / "table.md").read_text() in out and "training" not in rows[0]
-
-
-def test_ctrl_c_then_kills_at_random_moments_then_two_at_once(uninterrupted, tmp_path):
-    """Whatever happens, the same command ends with the table of an uninterrupted one."""
-    process = start(tmp_path, "--jobs", "2")
-    wait_for_an_epoch(tmp_path, process)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in err
-    assert out.strip() == "stopped; the same command goes on from here"
-    running = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True)
-    assert not running.stdout                              # no child is left
-
-    process = start(tmp_path)
-    wait_for_an_epoch(tmp_path, process)
-    time.sleep(random.uniform(0, 2))
-    process.kill()
-    process.communicate()
-
-    process = start(tmp_path)
-    wait_for_an_epoch(tmp_path, process)
-    time.sleep(random.uniform(0, 2))
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
-    for child in children.stdout.split():
-        os.kill(int(child), signal.SIGKILL)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == (1 if children.stdout else 0), err
-
-    last = start(tmp_path, "--jobs", "2")
-    assert last.wait(timeout=300) == 0, last.stderr.read()
-    assert table(tmp_path) == table(uninterrupted[0])
-
-
-def run_compare(capsys, *words):
+def run(capsys, *words, main=compare.main):
+    """-> exit status, stdout, stderr"""
     with pytest.raises(SystemExit) as stop:
-        compare.main(list(words))
+        main([str(word) for word in words])
     captured = capsys.readouterr()
     return stop.value.code, captured.out, captured.err
 
 
-def test_a_failing_run_is_reported_and_the_others_go_on(in_tmp, capsys, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    code, out, _ = run_compare(capsys, "simsiam.py", "--lr", "0.1,1e30", "--dry-run")
-    assert code == 1
-    line, = [line for line in out.splitlines() if line.startswith("failed")]
-    assert line.startswith("failed: lr 1e30, seed 0: error: the loss or a weight became nan")
-    assert "| lr 0.1 |" in out and "| lr 1e30 |" not in out
-    finished = str(next(Path("runs").rglob("result.json")).parent)
-    code, out, _ = run_compare(capsys, finished, finished)
-    assert code == 0 and f"| {Path(finished).name} |" in out
+def results(folder):
+    return [json.loads(file.read_text()) for file in sorted(Path(folder).rglob("result.json"))]
 
 
-def test_other_settings_are_refused(in_tmp, capsys, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    flags = ["directclr", "--dry-run", "--only", "none"]
-    code, out, _ = run_compare(capsys, *flags)
-    assert code == 0 and Path("runs/directclr/table-only.md").read_text() in out
-    assert not Path("runs/directclr/table.md").exists()    # a selection is not the table
-    code, _, err = run_compare(capsys, *flags, "--lr", "0.3")
-    assert code == 2 and err.count("\n") == 1 and "--lr 1.0, not 0.3" in err
-    code, _, err = run_compare(capsys, "directclr", "--only", "nothing")
-    assert code == 2 and "no row 'nothing'" in err
+# -------------------------------------------------------------------------------------------- train
+
+def test_product_of_flags():
+    rows = compare.product_of("byol.py --lr 1,2 --no-stopgrad --ema 0,0.5".split())
+    assert rows == [(f"lr {lr}, ema {ema}", f"byol.py --lr {lr} --no-stopgrad --ema {ema}".split())
+                    for lr in ("1", "2") for ema in ("0", "0.5")]
 
 
-@pytest.mark.parametrize("words, says", [
-    ("simsiam.py --learning 1", "--learning"), ("mirror --lr two", "--lr"),
-    ("nothing", "no table"), ("toy_patch.py --m 2", "toy_patch"), ("mirror --jobs 0", "--jobs")])
-def test_bad_input_is_found_before_anything_trains(words, says, in_tmp, capsys):
-    code, _, err = run_compare(capsys, *words.split())
-    assert code == 2 and says in err and err.count("\n") == 1 and not Path("runs").exists()
+def test_it_trains_the_product_over_seeds_once(fake, capsys):
+    command = "fake.py", "--lr", "0.1,0.4", "--seed", "0,1,2", "--jobs", "2"
+    code, out, _ = run(capsys, *command)
+    folder = Path("runs/fake-lr")
+    assert code == 0 and (folder / "table.md").read_text() in out
+    assert "| lr 0.1 | none | 11.0 ± 1.0 |" in out and "| lr 0.4 | none | 41.0 ± 1.0 |" in out
+    assert (folder / "curves.png").stat().st_size > 5000
+    knn = [row["knn"] for row in compare.read_csv(folder / "table.csv")]
+    assert knn == [10, 11, 12, 40, 41, 42]
+    Path("fake.py").write_text("")                       # nothing is left to train
+    assert run(capsys, *command)[0] == 0
 
 
-# ------------------------------------------------------------------------------------------ report
+def test_runs_that_were_stopped_go_on(fake, capsys):
+    """Seed 0 had saved an epoch, seed 1 nothing yet."""
+    run(capsys, "fake.py", "--seed", "0,1")
+    for name in ("fake-s0/result.json", "fake-s1/result.json", "fake-s1/last.pt"):
+        Path("runs/fake/as_given", name).unlink()
+    assert run(capsys, "fake.py", "--seed", "0,1")[0] == 0
+    assert [run["resumed"] > 0 for run in results("runs")] == [True, False]
 
-def records(**seeds):
+
+def test_ctrl_c_stops_the_runs(fake, capsys):
+    def interrupt():
+        while len(list(Path("runs").rglob("last.pt"))) < 2:
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=interrupt).start()
+    code, out, _ = run(capsys, "fake.py", "--wait", "600", "--seed", "0,1,2", "--jobs", "2")
+    signal.signal(signal.SIGINT, before)
+    assert code == 130 and out == "stopped; the same command goes on from here\n"
+    assert len(list(Path("runs").rglob("last.pt"))) == 2 and not results("runs")
+
+
+def test_a_failing_run_is_reported_and_other_settings_are_refused(fake, capsys):
+    code, out, _ = run(capsys, "fake.py", "--lr", "0.1,2")
+    assert code == 1 and "| lr 0.1 | none | 10.0 |" in out and "| lr 2 |" not in out
+    assert out.endswith("failed: lr 2, seed 0: the loss is nan\n")
+    run(capsys, "fake.py", "--lr", "0.2")
+    code, _, err = run(capsys, "fake.py", "--lr", "0.3")
+    assert code == 2 and err.count("\n") == 1 and "has another lr" in err
+
+
+def test_every_job_gets_the_next_gpu_and_its_share_of_the_cpu(fake, capsys, monkeypatch):
+    monkeypatch.setattr(compare.torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    run(capsys, "fake.py", "--seed", "0,1,2,3", "--jobs", "4")
+    found = results("runs")
+    assert [run["CUDA_VISIBLE_DEVICES"] for run in found] == ["0", "1", "2", "0"]
+    assert {run["OMP_NUM_THREADS"] for run in found} == {"2"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")      # the user's choice on a shared machine
+    run(capsys, "fake.py", "--seed", "0,1", "--jobs", "2", "--out", "chosen")
+    assert [run["CUDA_VISIBLE_DEVICES"] for run in results("chosen")] == ["5", "7"]
+
+
+def test_a_real_script_and_a_finished_run_beside_other_folders(in_tmp, capsys):
+    code, out, _ = run(capsys, "simsiam.py", "--dry-run")
+    folder, = Path("runs").rglob("simsiam-patches-s0")
+    result = json.loads((folder / "result.json").read_text())
+    assert code == 0 and f"| as given | {result['verdict']} |" in out
+    Path("runs/compared").mkdir()                          # an earlier comparison: `runs/*` has it
+    code, out, _ = run(capsys, folder, "runs/compared", "--curves", "m_o")
+    assert code == 0 and f"| simsiam-patches-s0 | {result['verdict']} |" in out
+    assert run(capsys, folder, "runs/none")[0] == 2
+    code, _, err = run(capsys, folder, "--curves", "x")
+    assert code == 2 and "effective_rank" in err           # says which columns there are
+
+
+@pytest.mark.parametrize("main, words, says", [
+    (compare.main, "simsiam.py --learning 1", "--learning"), (compare.main, "nobody", "nobody"),
+    (compare.main, "toy_patch.py --m 2", "toy_patch"), (reproduce.main, "nobody", "nobody"),
+    (reproduce.main, "byol --only nobody", "no row 'nobody'")])
+def test_bad_input_is_found_before_anything_trains(main, words, says, in_tmp, capsys):
+    code, _, err = run(capsys, *words.split(), main=main)
+    assert code == 2 and says in err and not Path("runs").exists()
+
+
+# ------------------------------------------------------------------------------------------- report
+
+def records(**rows):
+    """records(naive=[("complete", 30.0), ...]): a run a seed, with its kNN and linear probe"""
     return [{"label": label, "seed": str(seed), "verdict": verdict, "knn": knn, "linear": knn,
              "knn_untrained": 20.0}
-            for label, rows in seeds.items() for seed, (verdict, knn) in enumerate(rows)]
+            for label, seeds in rows.items() for seed, (verdict, knn) in enumerate(seeds)]
 
 
-def test_mean_std_verdicts_and_what_is_missing(tmp_path):
-    values = [("complete", 71.5), ("none", 80.25), ("none", 77.0)]
-    found = records(naive=values, simsiam=[("none", 90.0)])
-    compare.save_records(found, tmp_path / "x.csv")
-    assert compare.read_records(tmp_path / "x.csv") == found
-    text = compare.markdown(found, ["knn", "verdict"], compare.TABLES["mirror"])
-    x = np.array([knn for _, knn in values])
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
-    assert lines[2] == ["naive", "collapse, 1", "1 of 3", f"{x.mean():.1f} ± {x.std(ddof=1):.1f}",
-                        "complete (1 of 3), none (2 of 3)"]
-    assert lines[3] == ["simsiam (seed 0 alone)", "66.62", "yes", "90.0", "none"]
-    assert lines[4] == ["untrained net", "", "", "20.0 ± 0.0", ""]
-
-
-def test_a_claim_about_other_rows_needs_them():
-    table = compare.TABLES["directclr"]
-    found = records(none=[("none", 60.0)], linear=[("none", 70.0)])
-    text = compare.markdown(found, ["linear"], table)
-    assert "| none | 51.5, lowest | yes |" in text and "| linear | 61.1 | yes |" in text
-    text = compare.markdown(records(direct=[("none", 60.0)]), ["linear"], table)
-    assert "| direct | 62.7 |  |" in text
-    found = records(linear=[("none", 70.0), ("none", 65.0)], none=[("none", 60.0)])
-    text = compare.markdown(found, ["linear"], table)      # seed 1 has nothing to compare with
-    assert "| linear | 61.1 | yes (seed 0 alone) | 67.5 ± 3.5 |" in text
-
-
-def test_fill_makes_the_tables_between_the_comments(tmp_path):
-    compare.save_records(records(naive=[("complete", 30.0)], simsiam=[("none", 80.0)]),
-                         tmp_path / "mirror.csv")
-    head = "a\n<!-- table mirror; rows: naive; columns: knn -->"
-    text = compare.fill(f"{head}\nold\n<!-- end -->\nb", tmp_path)
-    assert text == (f"{head}\n|  | the paper | as the paper? | knn |\n| --- | --- | --- | --- |\n"
-                    "| naive | collapse, 1 | yes | 30.0 |\n| untrained net |  |  | 20.0 |\n"
-                    "<!-- end -->\nb")
-    assert compare.fill(text, tmp_path) == text
-
-
-def test_finished_runs_side_by_side_again_and_again(uninterrupted, in_tmp, capsys):
-    """As in `python compare.py runs/*`, where an earlier comparison lies among the runs."""
-    Path("runs/compared").mkdir(parents=True)
-    runs = [str(file.parent) for file in sorted(uninterrupted[0].rglob("result.json"))]
-    with pytest.raises(SystemExit) as stop:
-        compare.main([*runs, "runs/compared"])
-    assert stop.value.code == 0 and len(runs) == 2
-    rows = compare.read_records(Path("runs/compared/table.csv"))
-    assert [row["label"] for row in rows] == ["simsiam-patches-s0"] * 2
-    with pytest.raises(SystemExit) as stop:
-        compare.main([*runs, "runs/none"])
-    assert stop.value.code == 2 and "runs/none" in capsys.readouterr().err
-
-
-def test_listing_names_every_table(capsys):
-    compare.main([])
-    out = capsys.readouterr().out
-    assert [line.split()[0] for line in out.splitlines()] == list(compare.TABLES)
-
-
-def test_points_are_means_with_their_spread_and_their_rank_correlation():
-    found = [{"label": label, "seed": str(seed), "verdict": verdict, "test_a": a + seed, "b": b}
-             for label, a, b, verdict in (("x", 1, 5, "none"), ("y", 2, 9, "complete"),
-                                          ("z", 3, 7, "none")) for seed in (0, 1)]
-    figure = compare.draw_points(found, "test_a", "b")
-    axis = figure.axes[0]
-    means = [container[0].get_xydata()[0].tolist() for container in axis.containers]
-    assert means == [[1.5, 5], [2.5, 9], [3.5, 7]]
-    across, up = (lines.get_segments()[0] for lines in axis.containers[0][2])
-    assert np.allclose(across[:, 0], 1.5 + np.std([1, 2], ddof=1) * np.array([-1, 1]))
-    assert np.allclose(up[:, 1], 5)                        # as in the table: over seeds - 1
-    title = "rank correlation 0.50, without what collapsed 1.00"             # 1 2 3 against 1 3 2
-    assert axis.get_title() == title
-    assert [text.get_text() for text in axis.texts] == ["x", "z", "y"]       # from below
-    heights = [text.xyann[1] for text in axis.texts]
-    assert heights == sorted(heights)
-    ranks = [record | {"test_rank_r": record["test_a"]} for record in found]
-    assert compare.draw_points(ranks, "test_rank_r", "b").axes[0].get_xscale() == "log"
-    assert axis.get_xscale() == "linear"
-
-
-def test_a_column_that_one_row_has_not_is_drawn_of_the_others(tmp_path):
-    jobs = []
-    for label, columns in (("x", {"a": 1.0, "b": 2.0}), ("y", {"a": 3.0})):
-        (tmp_path / label).mkdir()
-        rows = [{"epoch": epoch, **columns} for epoch in (0, 1)]
-        common.append_csv(tmp_path / label / "metrics.csv", rows)
-        (tmp_path / label / "result.json").write_text('{"verdict": "none"}')
-        jobs.append(compare.Job(label, "0", "", [], tmp_path / label))
-    a, b = compare.draw(jobs, ["a", "b"], "metrics.csv").axes
-    assert [list(line.get_ydata()) for line in a.lines] == [[1, 1], [3, 3]]
-    assert [list(line.get_ydata()) for line in b.lines] == [[2, 2], []]
+def test_cells_are_means_with_their_spread_and_words_with_their_count():
+    assert compare.cell([1.0, 2.0, 6.0], 2) == "3.00 ± 2.65"         # the root of 14 / 2
+    assert compare.cell([0.25], 2) == "0.25" and compare.cell([], 2) == ""
+    assert compare.cell(["complete", "none", "none"], 2) == "complete (1 of 3), none (2 of 3)"
 
 
 def test_curves_are_means_with_a_band_dashed_by_what_most_seeds_did(tmp_path):
-    """Two of three seeds collapse completely; the rank is left out where m_o says so of a seed."""
-    jobs, m_o = [], [[0.1, 0.5, 0.96], [0.2, 0.4, 0.99], [0.3, 0.3, 0.3]]
-    for seed, verdict in enumerate(("complete", "none", "complete")):
-        folder = tmp_path / str(seed)
-        folder.mkdir()
-        rows = [{"epoch": 7 * i, "m_o": m_o[seed][i], "effective_rank": 10.0 * seed + i}
-                for i in range(3)]
-        common.append_csv(folder / "metrics.csv", rows)
-        common.append_csv(folder / "steps.csv", [{"epoch": 1, "step": step, "m_o": 0.5, "m_o_P": 1}
-                                                 for step in (5, 6)])
-        result = {"verdict": verdict, "verdict_P": "dimensional"}
-        (folder / "result.json").write_text(json.dumps(result))
-        jobs.append(compare.Job("x", str(seed), "", [], folder))
-    of_m_o, of_rank = compare.draw(jobs, ["m_o", "effective_rank"], "metrics.csv").axes
-    line, = of_m_o.lines
-    assert line.get_linestyle() == "--" and list(line.get_xdata()) == [0, 7, 14]
-    mean, spread = np.mean(m_o, 0), np.std(m_o, 0, ddof=1)
-    assert np.allclose(line.get_ydata(), mean)
-    band = of_m_o.collections[0].get_paths()[0].vertices
-    assert band[:, 1].min() == pytest.approx((mean - spread).min())
-    assert band[:, 1].max() == pytest.approx((mean + spread).max())
-    assert list(of_rank.lines[0].get_ydata()) == [10, 11]
-    line, = compare.draw(jobs, ["m_o"], "steps.csv").axes[0].lines
-    assert list(line.get_xdata()) == [5, 6] and line.get_linestyle() == "--"
-    line, = compare.draw(jobs, ["m_o", "m_o_P"], "steps.csv").axes[0].lines
-    assert line.get_linestyle() == "-."                    # of P
-    for job in jobs:                                       # of a script without one of P
-        (job.folder / "result.json").write_text('{"verdict": "complete"}')
-    line, = compare.draw(jobs, ["m_o_P"], "steps.csv").axes[0].lines
-    assert line.get_linestyle() == "--"
+    """From complete collapse on, a rank says nothing.  Label y has none, and a gap in its m_o."""
+    m_o = np.array([[0.1, 0.5, 0.96], [0.2, 0.4, 0.99], [0.3, 0.3, 0.3], [0.1, np.nan, 0.3]])
+    verdicts, found = ("complete", "none", "complete", "dimensional"), []
+    for i, label in enumerate("xxxy"):
+        rank = 10 * i if label == "x" else np.nan
+        rows = [{"epoch": 7 * j, "m_o": m_o[i][j], "effective_rank": rank + j, "loss": j or np.nan,
+                 "verdict": "none"} for j in range(3)]
+        (tmp_path / str(i)).mkdir()
+        common.write_csv(tmp_path / str(i) / "metrics.csv", rows)
+        found.append({"label": label, "verdict": verdicts[i], "folder": str(tmp_path / str(i))})
+    columns = ["m_o", "effective_rank", "loss", "knn"]     # nobody has knn
+    of_m_o, of_rank, of_loss = compare.draw(found, columns, "metrics.csv").axes
+    x, y = of_m_o.lines
+    assert x.get_linestyle() == "--" and list(x.get_xdata()) == [0, 7, 14]
+    mean, spread = np.mean(m_o[:3], 0), np.std(m_o[:3], 0, ddof=1)
+    assert np.allclose(x.get_ydata(), mean)
+    band = of_m_o.collections[0].get_paths()[0].vertices[:, 1]
+    assert np.allclose((band.min(), band.max()), ((mean - spread).min(), (mean + spread).max()))
+    assert y.get_linestyle() == "-." and list(y.get_xdata()) == [0, 14]
+    assert [list(line.get_ydata()) for line in of_rank.lines] == [[10, 11], []]
+    assert list(of_loss.lines[0].get_ydata()) == [1, 2]
 
 
-def test_seconds_count_only_where_a_run_had_all_threads(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare.torch, "get_num_threads", lambda: 4)
-    jobs = []
-    for threads in (1, 10_000):
-        folder = tmp_path / str(threads)
-        folder.mkdir()
-        info = {"args": {"script": "simsiam"}, "git": "0123456789", "threads": threads}
-        (folder / "args.json").write_text(json.dumps(info))
-        result = {"verdict": "none", "seconds": 7.0, "images_per_second": 3.0}
-        (folder / "result.json").write_text(json.dumps(result))
-        jobs.append(compare.Job("row", str(threads), "simsiam.py", [], folder))
-    few, all_of_them = compare.read_results(jobs)
-    assert all_of_them["seconds"] == 7 and all_of_them["commit"] == "0123456"
-    assert "seconds" not in few and "images_per_second" not in few
+# ---------------------------------------------------------------------------------- papers' tables
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_rows_of_a_table_are_valid_and_no_net_is_trained_twice(name, tmp_path):
+    table = TABLES[name]
+    for data in ("", "cifar10"):
+        jobs = compare.plan(reproduce.rows_of(table, data), "0", tmp_path)
+        settings = []
+        for job in jobs:
+            args = vars(__import__(job.script[:-3]).parse(job.argv))
+            settings.append({key: args[key] for key in args if key not in ("out", "label")})
+        assert all(a != b for i, a in enumerate(settings) for b in settings[:i])
+        assert len({job.folder for job in jobs}) == len(jobs)
+        if name == "bias":                                 # flags tuned for patches stay there
+            assert ("--lr" in jobs[0].argv) == (data == "")
 
 
-def test_saving_a_selection_replaces_those_rows_alone(tmp_path, capsys):
-    tmp_path /= "new"                                      # which save makes
-    table = compare.Table("", "", [("a", "", "", None), ("b", "", "", None), ("c", "", "", None)])
-
-    def save(only, seed="0", **rows):
-        found = records(**{label: [("none", knn)] for label, knn in rows.items()})
-        found = [record | {"seed": seed} for record in found]
-        figures = {"": compare.draw_points(found, "knn", "knn")}
-        compare.save(found, figures, tmp_path, table, "t", only)
-        saved = compare.read_records(tmp_path / "t.csv")
-        return {r["label"] + r["seed"].strip("0"): r["knn"] for r in saved}
-    assert save("", a=1.0, c=3.0) == {"a": 1, "c": 3}
-    picture = (tmp_path / "t.png").read_bytes()
-    with pytest.raises(SystemExit) as stop:
-        save("", a=9.0)
-    assert stop.value.code == 2 and "would lose (c of seed 0)" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        save("", "1", a=9.0, c=9.0)                        # nor another seed's
-    assert list(save("b,c", c=8.0, b=2.0).items()) == [("a", 1), ("b", 2), ("c", 8)]
-    both = {"a": 1, "b": 2, "c": 8, "c1": 7}               # a further seed stands beside the first
-    assert list(save("c", "1", c=7.0).items()) == list(both.items())
-    assert (tmp_path / "t.png").read_bytes() == picture    # of all rows
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_have_eight_columns_at_most_and_all_their_csv_files_can_be_read(name):
+    for file in (ROOT / "results").glob(f"{name}[.]*csv"):
+        records, columns = compare.read_csv(file), TABLES[name].columns.split()
+        assert {row["label"] for row in records} <= {label for label, *_ in TABLES[name].rows}
+        lines = reproduce.markdown(records, TABLES[name], columns).splitlines()
+        assert len(lines) > 2 and all(line.count("|") <= 9 for line in lines)
 
 
-@pytest.mark.parametrize("ranks, word", [
-    ([9], "reproduced, 1 of 1, one seed"), ([9, 9], "reproduced, 1 of 1"),
-    ([9, 1], "not, 0 of 1")])                              # every seed has to show it
-def test_overview_counts_rows_that_every_seed_shows(tmp_path, ranks, word):
-    records = [{"label": "simsiam", "seed": str(seed), "commit": "abc", "m_o": 0.1,
-                "verdict": "none" if rank > 4 else "dimensional"}
-               for seed, rank in enumerate(ranks)]
-    compare.save_records(records, tmp_path / "simsiam.csv")
-    assert {line[0]: line[4] for line in compare.overview(tmp_path)}["simsiam"] == word
+COS_R = dict.fromkeys(("cos_r_0.1", "cos_r_0.2", "cos_r_0.5"), 0.7)
+START, LOWEST, WEAK_Z = dict(m_o_before=0.6), dict(effective_rank_lowest=3), dict(linear_z_weak=34)
 
 
-def test_overview_says_where_some_rows_have_one_seed(tmp_path):
-    """none < linear by seed 0, which alone can say so; direct > linear by no seed."""
+@pytest.mark.parametrize("name, label, others, yes, no", [         # others: rows of the same seed
+    ("mirror", "naive", {}, dict(verdict="complete"), dict(verdict="dimensional")),
+    ("mirror", "bias", {}, dict(verdict="dimensional"), dict(verdict="complete")),
+    ("mirror", "identity_frozen", {}, dict(verdict="dimensional"), dict(verdict="none")),
+    ("simsiam-components", "P_b", {}, dict(verdict_P="complete"), dict(verdict_P="none")),
+    ("bias", "bias", {}, dict(b_cos=0.98, b=2, b_theory=2.08), dict(b_cos=0.98, b=2, b_theory=2.2)),
+    ("conjecture", "centre from init", {}, START | dict(m_o=0.8), START | dict(m_o=0.65)),
+    ("conjecture", "residual_b from init", {"residual from init": dict(m_o=0.1)},
+     START | dict(m_o=0.2), START | dict(m_o=0.05)),
+    ("mode", "random", {"prefix": dict(linear=80)}, dict(linear=74), dict(linear=76)),
+    ("infonce", "InfoNCE batch 8", {}, COS_R | {"cos_r_0.2": 0.9}, COS_R | {"cos_r_0.5": 0.9}),
+    ("predictor", "trained 2 layers", {}, LOWEST | dict(effective_rank=4),
+     LOWEST | dict(effective_rank=3.5)),
+    ("symmetric", "symmetric no EMA decay of W_p alone", {"symmetric no EMA": dict(linear=20)},
+     dict(linear=26), dict(linear=24)),
+    ("phases", "identity head", {"frozen head": WEAK_Z | dict(linear_z=80)},
+     dict(linear_z=81, linear_z_weak=35), dict(linear_z=79, linear_z_weak=35)),
+    ("d0", "d0 17", {}, dict(linear=90, linear_first=80), dict(linear=90, linear_first=86)),
+    ("d0", "d0 17", {}, dict(linear=90, linear_first=90, linear_weak=40, linear_first_weak=30),
+     dict(linear=90, linear_first=80, linear_weak=40, linear_first_weak=38))])
+def test_what_a_claim_asks_for(name, label, others, yes, no):
+    claim, = (row[3] for row in TABLES[name].rows if row[0] == label)
+    assert claim(yes, others) and not claim(no, others)
+
+
+def test_the_paper_stands_beside_what_was_found():
+    """A claim about other rows needs them, with the same seed."""
+    found = records(naive=[("complete", 71.5), ("none", 80.25), ("none", 77.0)],
+                    simsiam=[("none", 90.0)])
+    text = reproduce.markdown(found, TABLES["mirror"], ["knn"])
+    assert text == ("|  | the paper | as the paper? | knn |\n| --- | --- | --- | --- |\n"
+                    "| naive | collapse, 1 | 1 of 3 | 76.2 ± 4.4 |\n"
+                    "| simsiam (seed 0 alone) | 66.62 | yes | 90.0 |\n"
+                    "| untrained net |  |  | 20.0 ± 0.0 |\n")
+    found = records(linear=[("none", 70.0), ("none", 65.0)], none=[("none", 60.0)])
+    text = reproduce.markdown(found, TABLES["directclr"], ["linear"])
+    assert "| linear | 61.1 | yes (seed 0 alone) | 67.5 ± 3.5 |" in text
+    assert "| linear | 61.1 |  |" in reproduce.markdown(found[:2], TABLES["directclr"], ["linear"])
+
+
+@pytest.fixture
+def other_results(tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "HERE", tmp_path / "results")
+    reproduce.HERE.mkdir()
+    (tmp_path / "README.md").write_text("a\n<!-- overview -->\nold\n<!-- end -->\nb\n")
+    return reproduce.HERE
+
+
+def test_filling_makes_the_tables_and_leaves_what_was_written_by_hand(other_results, capsys):
+    common.write_csv(other_results / "mirror.csv",
+                     records(naive=[("complete", 30.0)], simsiam=[("none", 80.0)]))
+    (other_results / "page.md").write_text(
+        "a\n<!-- table mirror; rows: naive; columns: knn -->\nold\n<!-- end -->\nb\n"
+        "<!-- table byol -->\nby hand\n<!-- end -->\n")
+    reproduce.main(["--fill"])
+    assert capsys.readouterr().out.count("filled") == 2
+    assert (other_results / "page.md").read_text() == (
+        "a\n<!-- table mirror; rows: naive; columns: knn -->\n"
+        "|  | the paper | as the paper? | knn |\n| --- | --- | --- | --- |\n"
+        "| naive | collapse, 1 | yes | 30.0 |\n| untrained net |  |  | 20.0 |\n<!-- end -->\nb\n"
+        "<!-- table byol -->\nby hand\n<!-- end -->\n")    # it has no csv
+    overview = (other_results.parent / "README.md").read_text()
+    assert overview.startswith("a\n<!--") and overview.endswith("->\nb\n")
+    assert "| yes: 2 of 2 claims, 1 seed | [zhang](results/zhang.md#mirror) |\n" in overview
+    reproduce.main(["--fill"])                             # nothing has changed: it says nothing
+    reproduce.main([])
+    lines = capsys.readouterr().out.splitlines()           # of the list of tables
+    assert [line.split()[0] for line in lines if line and line[0] != " "][1:-1] == list(TABLES)
+
+
+def test_a_claim_holds_if_every_seed_shows_it(other_results):
     found = records(direct=[("none", 66.0)] * 3, linear=[("none", 70.0)] * 3, none=[("none", 60.0)])
-    compare.save_records(found, tmp_path / "directclr.csv")
-    words = {line[0]: line[4] for line in compare.overview(tmp_path)}
-    assert words["directclr"] == "in part, 2 of 3, some of one seed"
+    common.write_csv(other_results / "directclr.csv", found)
+    assert reproduce.shown("directclr") == "partly: 2 of 3 claims, 1 to 3 seeds"
+    found = records(none=[("none", 60.0)] * 2, linear=[("none", 70.0), ("none", 50.0)])
+    common.write_csv(other_results / "directclr.csv", found)
+    assert reproduce.shown("directclr") == "no: 0 of 2 claims, 2 seeds"
 
 
-def test_overview_says_how_many_rows_a_table_has_yet(tmp_path):
-    compare.save_records(records(naive=[("complete", 20.0)]), tmp_path / "mirror.csv")
-    runs = {line[0]: line[2] for line in compare.overview(tmp_path)}
-    assert runs["mirror"] == f"1 of {len(compare.TABLES['mirror'].rows)}"
-    assert runs["simsiam"] == "1"                          # a table without a csv: what it has
+def test_saving_replaces_the_same_rows_and_seeds_alone(other_results):
+    table = Table("", "", 1, "", [(label, "", "", None) for label in "abc"])
+
+    def save(seed="0", **rows):
+        found = [{"label": label, "seed": seed, "verdict": "none", "knn": knn, "linear": knn,
+                  "folder": "runs/x"} for label, knn in rows.items()]
+        reproduce.save("t", table, found, reproduce.draw_points(found, "knn", "linear"))
+        return [(row["label"], row["seed"], row["knn"])
+                for row in compare.read_csv(other_results / "t.csv")]
+    assert save(c=3.0, a=1.0) == [("a", "0", 1), ("c", "0", 3)]
+    picture = (other_results / "t.png").read_bytes()
+    assert save(c=8.0, b=2.0) == [("a", "0", 1), ("b", "0", 2), ("c", "0", 8)]
+    assert save("1", a=7.0, b=1.0)[:2] == [("a", "0", 1), ("a", "1", 7)]
+    assert (other_results / "t.png").read_bytes() == picture       # it shows all rows
 
 
-def test_overview_says_of_how_many_rows_its_minutes_are(tmp_path):
-    """naive 60 and 120 s, a seed 90; mirror 90 s; inverse trained beside another: not timed."""
-    found = records(naive=[("complete", 20.0)] * 2, mirror=[("complete", 20.0)],
-                    inverse=[("none", 60.0)])
-    for record, seconds in zip(found, (60, 120, 90)):
-        record["seconds"] = seconds
-    compare.save_records(found, tmp_path / "mirror.csv")
-    compare.save_records(found[:3], tmp_path / "controls.csv")
-    minutes = {line[0]: line[3] for line in compare.overview(tmp_path)}
-    assert minutes["mirror"] == "3 (2 of 3)"
-    assert minutes["controls"] == "3"                      # every row timed: no more to say
-    assert minutes["simsiam"] == ""
+def test_points_are_means_and_their_rank_correlation():
+    rows = ("x", 1, 5), ("y", 2, 9), ("z", 3, 7), ("far", 9, 0)
+    found = [{"label": label, "verdict": "none", "a": a + seed, "b": b}
+             for label, a, b in rows for seed in (0, 1)]
+    axis = reproduce.draw_points(found, "a", "b", "far").axes[0]
+    points = [container[0].get_xydata()[0].tolist() for container in axis.containers]
+    assert points == [[1.5, 5], [2.5, 9], [3.5, 7]]
+    assert axis.get_title() == "rank correlation 0.50"               # 1 2 3 against 1 3 2
+    assert [text.get_text() for text in axis.texts] == ["x", "z", "y"]       # from below

@@ -2,10 +2,9 @@
 
 `Cuda` labels the storage of what is made on, or moved to, "cuda:0".  As on a GPU, an operation on
 a labelled and an unlabelled tensor fails; one that makes the host wait fails inside a step."""
-from pathlib import Path
-
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -16,7 +15,9 @@ import common
 import directclr
 import directpred
 import gradient_components
+import knobs
 import mirror_ablations
+import more_ablations
 import simsiam
 import supervised
 
@@ -33,7 +34,7 @@ def on_gpu(x):
     return hasattr(x.untyped_storage(), "on_gpu")
 
 
-def label(x, gpu=True):
+def label(x, gpu):
     if gpu and isinstance(x, torch.Tensor):
         x.untyped_storage().on_gpu = True
     return x
@@ -54,12 +55,10 @@ class Operations(TorchDispatchMode):
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         name, gpu = op.overloadpacket.__name__, any(map(on_gpu, tensors))
         mixed = gpu and any(x.ndim > 0 and not on_gpu(x) for x in tensors)
-        if mixed and name == "copy_":
-            self.cuda.wait("copy between host and GPU")
-        elif mixed:
+        if mixed and name != "copy_":
             raise RuntimeError(f"{name}: tensors on cuda:0 and on the CPU")
         by_mask = name.startswith("index") and any(x.dtype == torch.bool for x in tensors[1:])
-        if gpu and (name in WAITS or by_mask):
+        if mixed or gpu and (name in WAITS or by_mask):
             self.cuda.wait(name)
         return tree_map(lambda x: label(x, gpu), op(*args, **kwargs or {}))
 
@@ -101,7 +100,7 @@ class Cuda(TorchFunctionMode):
         kwargs = {key: CPU if is_gpu(a) else a for key, a in kwargs.items()}
         out = f(x, *args, **kwargs)
         if target != on_gpu(x):
-            self.wait("copy between host and GPU")
+            self.wait("copy_")
             with _disable_current_modes():
                 out = label(out.clone(), target)           # a new storage
         return out
@@ -113,67 +112,69 @@ class Cuda(TorchFunctionMode):
         return generator
 
 
-class Stop(Exception):
-    pass
-
-
 def first_step(monkeypatch, script, flags, cuda, device):
     """-> loss and gradient of the first step.  On the CPU it stops there; on cuda it runs on."""
-    found, log, batches = [], common.Run.log, common.Run.batches
-    features, probe = common.labelled_features, common.linear_probe
+    found, models = [], []
 
-    def watch(self, loss, **views):
-        grads = [p.grad.flatten() for p in self.model.parameters() if p.grad is not None]
+    def init(self, args, model, *rest, real=common.Log.__init__):
+        models.append(model)
+        real(self, args, model, *rest)
+
+    def backward(loss, real=torch.Tensor.backward, **_):
+        real(loss)
+        grads = [p.grad.flatten() for p in models[0].parameters() if p.grad is not None]
         with _disable_current_modes():
             found.append((loss.detach().clone(), torch.cat(grads).clone()))
         if device == "cpu":
-            raise Stop
-        log(self, loss, **views)
+            raise KeyboardInterrupt
 
-    def steps(self):
-        for x in batches(self):
+    def batches(*args, real=common.batches, **kwargs):
+        for both in real(*args, **kwargs):
             cuda.in_step = True
             try:
-                yield x
+                yield both
             finally:                                       # row 0 takes one batch alone
                 cuda.in_step = False
 
-    changes = {
-        common.Run: dict(log=watch, batches=steps), torch: dict(Generator=cuda.Generator),
-        common: dict(autocast=lambda d: torch.autocast("cpu", torch.bfloat16, d.type == "cuda"),
-                     labelled_features=lambda net, data, few=0: features(net, data, few=True),
-                     linear_probe=lambda *a: probe(*a[:4], epochs=1), save_figure=lambda *_: None),
-        torch.cuda: dict(set_device=id, synchronize=int, get_device_name=str)}
+    def linear_probe(*features, real=common.linear_probe, **_):
+        return real(*features, epochs=1)
+
+    def make_patches(features, n, *seed_and_size, real=common.make_patches):
+        return real(features, 128, *seed_and_size)
+
+    def autocast(device):
+        return torch.autocast("cpu", torch.bfloat16, device.type == "cuda")
+
+    flags = ["--device", device, *"--batch-size 64 --epochs 1 --size 16".split(), *flags.split()]
     with monkeypatch.context() as patch:
-        for module, names in changes.items():
-            for name, value in names.items():
-                patch.setattr(module, name, value)
-        argv = [*SMALL.split(), *flags.split(), "--device", device]
-        if device == "cpu":
-            with pytest.raises(Stop):
-                script.main(argv)
-        else:
+        patch.setattr(common.Log, "__init__", init)
+        patch.setattr(torch.Tensor, "backward", backward)
+        patch.setattr(torch, "Generator", cuda.Generator)
+        patch.setattr(Figure, "savefig", lambda *_: None)
+        for change in (autocast, batches, linear_probe, make_patches):
+            patch.setattr(common, change.__name__, change)
+        if device == "cuda":
             with cuda, Operations(cuda):
-                script.main(argv)
+                script.main(flags)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                script.main(flags)
     return found[0]
 
 
-SMALL = "--limit 128 --batch-size 64 --epochs 1 --size 16"
-DIMS = "--proj-dim 32 --pred-hidden 16"
-CASES = [(simsiam, DIMS), (supervised, "")]
-CASES += [(byol, f"{DIMS} --proj-hidden 32 {flags}") for flags in (
-    "", "--predictor linear", "--predictor none --ema 0", "--no-stopgrad",
-    "--ema-schedule cosine --solarize-p 0.5")]
-CASES += [(directpred, f"{DIMS} --proj-hidden 32 {flags}") for flags in (
-    *(f"--predictor {name}" for name in directpred.CHOICES["predictor"]),
-    "--predictor sgd --predictor-layers 2", "--ema 0 --freq 2 --schedule constant")]
-CASES += [(directclr, f"--proj-dim 32 --proj-hidden 32 {flags}") for flags in (
-    "--projector mlp", "--projector linear --negatives both", "--projector none",
-    *(f"--direct-mode {mode}" for mode in directclr.CHOICES["direct_mode"]))]
-CASES += [(mirror_ablations, f"{DIMS} --variant {name}") for name in mirror_ablations.LOSSES]
-CASES += [(gradient_components, f"{DIMS} --loss {name}")
-          for name in (*gradient_components.SURROGATES, *gradient_components.LOSSES)]
-CASES += [(gradient_components, f"{DIMS} --without o_e --predictor-loss simsiam")]
+SCRIPTS = {                                                # the losses and nets of each script
+    simsiam: [""], supervised: [""], byol: ["", "--predictor none", "--no-stopgrad"],
+    directpred: ["--predictor directpred", "--predictor directcopy", "--predictor optimal --center",
+                 "--predictor symmetric", "--predictor sgd --predictor-layers 2", "--freq 2"],
+    directclr: ["--projector mlp", "--projector linear --negatives both", "--projector none",
+                "--direct-mode random", "--direct-mode orthogonal"],
+    gradient_components: [f"--loss {name}" for name in (
+        "simsiam --without o_e --predictor-loss simsiam", "triplet", "infonce", "mirror", "bias",
+        "random", "decorrelate_standardised")],
+    knobs: ["--variant byol", "--pair own --optimizer adam", "--target-every 2"]}
+for script in (mirror_ablations, more_ablations):          # a variant for each of their losses
+    last = {variant.loss: name for name, variant in script.VARIANTS.items()}
+    SCRIPTS[script] = [f"--variant {name}" for name in last.values()]
 
 
 def check(monkeypatch, script, flags):
@@ -187,32 +188,28 @@ def check(monkeypatch, script, flags):
     assert not torch.equal(grad, grad16)                   # it did run in bfloat16
 
 
-@pytest.mark.parametrize("script, flags", CASES)
-def test_trains_on_a_gpu(script, flags, in_tmp, no_curves, monkeypatch):
+@pytest.mark.parametrize("script, flags", [
+    (script, flags) for script, cases in SCRIPTS.items() for flags in cases])
+def test_trains_on_a_gpu(script, flags, in_tmp, monkeypatch):
+    if script is not supervised:
+        flags += " --proj-dim 32"
     check(monkeypatch, script, flags)
 
 
-def test_a_run_goes_on_on_a_gpu(in_tmp, no_curves, monkeypatch):
+def test_a_run_goes_on_on_a_gpu(in_tmp, monkeypatch):
     first_step(monkeypatch, simsiam, "--proj-dim 32", Cuda(), "cuda")
     again = "--resume runs/simsiam-patches-s0 --epochs 2"  # momentum and weights from the disk
     first_step(monkeypatch, simsiam, again, Cuda(), "cuda")
-    assert len(common.read_csv(Path("runs/simsiam-patches-s0/metrics.csv"))) == 3
+    assert len(common.load_run("runs/simsiam-patches-s0")["tables"]["metrics"]) == 3
 
 
-real = {"boxes": common.random_boxes, "augment": common.augment, "D": simsiam.D,
-        "info_nce": directclr.info_nce}
-@pytest.mark.parametrize("module, name, fault, why", [
-    (common, "random_boxes", lambda n, size, area, device: real["boxes"](n, size, area, CPU),
-     "on the CPU"),
-    (common, "augment", lambda x, *a: real["augment"](x[torch.arange(len(x))], *a), "on the CPU"),
-    (simsiam, "D", lambda p, z: real["D"](p, z) + 0 * p.sum().item(), "waits.*_local_scalar"),
-    (simsiam, "D", lambda p, z: real["D"](p, z) + 0 * p[p > 0].sum(), "waits.*index"),
-    (simsiam, "D", lambda p, z: real["D"](p, z.cpu().to(p.device)), "waits.*copy"),
-    (directclr, "info_nce", lambda z, *a: real["info_nce"](z, *a) * (
-        0.95 if z.dtype == torch.bfloat16 else 1), "loss .* in float32"),
-])
-def test_a_fault_is_found(module, name, fault, why, in_tmp, no_curves, monkeypatch):
-    monkeypatch.setattr(module, name, fault)
-    script = simsiam if module is common else module
+@pytest.mark.parametrize("fault, why", [
+    (lambda p, z: 0 * (p + torch.zeros(p.shape)).sum(), "on the CPU"),
+    (lambda p, z: 0 * p.sum().item(), "waits.*_local_scalar"),
+    (lambda p, z: 0 * p[p > 0].sum(), "waits.*index"),
+    (lambda p, z: 0 * z.cpu().to(p.device).sum(), "waits.*copy"),
+    (lambda p, z: 0.05 * (p.dtype == torch.bfloat16), "loss .* in float32")])
+def test_a_fault_is_found(fault, why, in_tmp, monkeypatch):
+    monkeypatch.setattr(simsiam, "D", lambda p, z, real=simsiam.D: real(p, z) + fault(p, z))
     with pytest.raises((RuntimeError, AssertionError), match=why):
-        check(monkeypatch, script, "--proj-dim 32")
+        check(monkeypatch, simsiam, "--proj-dim 32")

@@ -1,6 +1,7 @@
-"""The READMEs' commands run as they stand, and their tables are those that compare.py makes."""
+"""The pages' commands work as they stand; their links, tables and lists of files are whole."""
+import argparse
+import importlib
 import re
-import runpy
 import shlex
 import sys
 from pathlib import Path
@@ -9,105 +10,121 @@ import pytest
 import torch
 import torchvision
 
+import common
 import compare
+import linear_eval
+import simsiam
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "results"
-READMES = [ROOT / "README.md", RESULTS / "README.md"]
+sys.path[:0] = [str(ROOT / "results"), str(ROOT / "exercises")]
+import reproduce                                           # noqa: E402
+
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "results").glob("*.md")), ROOT / "exercises" / "README.md"]
+TEXT = {page: page.read_text(encoding="utf-8") for page in PAGES}
+
+
+def blocks(language, text):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.S | re.M)
 
 
 def commands(text):
-    """The lines of the bash blocks, without their comments."""
-    lines = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.S)).splitlines()
-    return [line.split(" #")[0].strip() for line in lines]
+    """The lines of the bash blocks, without comments, each part of && by itself."""
+    lines = "\n".join(blocks("bash", text)).replace("\\\n", " ").splitlines()
+    return [part.strip() for line in lines for part in line.split(" #")[0].split(" && ")]
 
 
-COMMANDS = commands(READMES[0].read_text())
-PYTHON = {part for file in READMES for line in commands(file.read_text())
-          for part in line.split(" && ") if part.startswith("python ")}
-COMPARE = sorted(command for command in PYTHON if command.startswith("python compare.py "))
-TRAIN = sorted(command for command in PYTHON if "compare.py" not in command
-               and "--compile" not in command)             # test_run.py compiles where it can
+PYTHON = sorted({command for page in PAGES[:-1] for command in commands(TEXT[page])
+                 if command.startswith("python ")})        # test_exercises.py has the others
 
 
-def test_the_first_two_commands_are_there_and_ci_runs_the_tests():
-    assert COMMANDS[0] == "pip install -r requirements.txt && python simsiam.py"
-    assert "`pip install -r requirements.txt && pytest`" in READMES[0].read_text()
+class Parsed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("command", PYTHON)
+def test_command(command, in_tmp, fake_cifar, image_folder, no_curves, monkeypatch):
+    """Training is --dry-run; cifar10 and own folders are a few images; compare.py and reproduce.py
+    plan their runs; of the others the flags are read."""
+    _, file, *flags = shlex.split(command)
+    assert (ROOT / file).exists()
+    module, planned = importlib.import_module(Path(file).stem), []
+
+    def parse_args(self, argv=None, real=argparse.ArgumentParser.parse_args):
+        real(self, argv)
+        raise Parsed
+
+    if "runs/" in command:
+        simsiam.main(["--dry-run"])                        # the run that README makes first
+    if hasattr(module, "parse"):
+        for i, flag in enumerate(flags):
+            if flag == "--data" and flags[i + 1] not in (*common.PATCHES, "cifar10", "cifar100"):
+                flags[i + 1] = str(image_folder)
+        module.main([*flags, "--dry-run", "--arch", "small"])              # ResNet-18 takes long
+        assert list(Path("runs").rglob("result.json"))
+    elif module is linear_eval:
+        assert module.main(flags)["trained"]["linear"] > 0
+    elif module in (compare, reproduce):
+        monkeypatch.setattr(compare, "train_all", lambda jobs, n: planned.extend(jobs) or "")
+        monkeypatch.setattr(compare, "finished", lambda words: planned.extend(words) or [])
+        monkeypatch.setattr(reproduce, "fill_pages", lambda: planned.append("pages"))
+        try:
+            module.main(flags)
+        except SystemExit as stop:
+            assert stop.code == 0
+        seeds = flags[flags.index("--seed") + 1].count(",") + 1 if "--seed" in flags else 1
+        assert len(planned) % seeds == 0 and bool(planned) == bool(flags)
+        if flags and flags[0] in reproduce.TABLES and "--only" not in flags:
+            assert len(planned) == seeds * len(reproduce.TABLES[flags[0]].rows)
+    else:
+        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+        with pytest.raises(Parsed):
+            module.main(flags)
+
+
+def test_the_first_command_is_there_and_ci_runs_the_tests():
+    assert commands(TEXT[README])[:2] == ["pip install -r requirements.txt", "python simsiam.py"]
+    assert "pip install -r requirements.txt && pytest" in TEXT[README]
     assert "pip install -q -r requirements.txt && pytest" in (ROOT / ".ci" / "run").read_text()
 
 
-@pytest.mark.parametrize("command", TRAIN)
-def test_command_that_trains(command, in_tmp, fake_cifar, image_folder, monkeypatch):
-    """With --dry-run; cifar10 and cifar100 are a few images in their file formats."""
-    (in_tmp / "path" / "to").mkdir(parents=True)
-    image_folder.rename(in_tmp / "path" / "to" / "folder")
-
-    def run(line):
-        script, *flags = shlex.split(line)[1:]
-        monkeypatch.setattr(sys, "argv", [script, *flags])
-        runpy.run_path(str(ROOT / script), run_name="__main__")
-
-    if "runs/" in command:                                 # of the run that the first command makes
-        run("python simsiam.py --dry-run")
-    run(command if "linear_eval" in command else command + " --dry-run")
-    assert list(Path("runs").rglob("result.json"))
+def headings(page):
+    """-> the anchors that GitHub makes of a page's headings"""
+    lines = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", line.lower()).strip().replace(" ", "-") for line in lines}
 
 
-@pytest.mark.parametrize("command", COMPARE)
-def test_command_that_compares(command, in_tmp, monkeypatch):
-    """It plans runs with valid flags, and one for each row and seed; what it trains is tested
-    in test_compare.py."""
-    planned = []
-    monkeypatch.setattr(compare, "train_all", lambda jobs, n: planned.extend(jobs) or [])
-    what, *flags = shlex.split(command)[2:]
-    with pytest.raises(SystemExit) as stop:
-        compare.main([what, *flags])
-    seeds = flags[flags.index("--seed") + 1].count(",") + 1 if "--seed" in flags else 1
-    if what in compare.TABLES and "--only" not in flags:
-        assert len(planned) == seeds * len(compare.TABLES[what].rows)
-    assert planned and len(planned) % seeds == 0 and not stop.value.code
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere_and_tables_are_those_of_the_csv_files(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", TEXT[page]):
+        if link.startswith("http"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in headings(target), link
+    assert reproduce.fill(TEXT[page]) == TEXT[page]
 
 
-def test_every_table_has_its_command_and_its_place():
-    text = READMES[1].read_text()
-    for name in compare.TABLES:
-        assert f"\n## {name}\n" in text and re.search(rf"^python compare.py {name}\b", text, re.M)
-        assert f"<!-- table {name} -->" in text and (RESULTS / f"{name}.csv").exists(), name
-    for file in RESULTS.glob("*.csv"):
-        data_of_a_picture = file.stem.startswith("toy_") or f"({file.stem}.png)" in text
-        assert re.search(rf"<!-- table {file.stem}( -->|;)", text) or data_of_a_picture, file
-    shown = "".join(readme.read_text() for readme in READMES)
-    for file in RESULTS.glob("*.png"):
-        assert f"{file.name})" in shown, f"{file} is shown nowhere"
+def test_every_file_is_named_and_every_result_is_shown():
+    for file in ROOT.glob("*.py"):
+        assert file.name in TEXT[README], f"{file.name} is not in README.md"
+    everything = "\n".join(TEXT.values())
+    for file in (ROOT / "results").glob("*.*"):
+        shown = re.escape(file.name)
+        if file.suffix == ".csv":
+            shown = rf"<!-- table {re.escape(file.stem)}( -->|;)|{re.escape(file.stem)}.png"
+        if file.suffix != ".py":
+            assert re.search(shown, everything), f"{file.name} is shown nowhere"
 
 
-@pytest.mark.parametrize("readme", READMES, ids=["README", "results"])
-def test_the_tables_are_what_compare_makes_of_the_csv_files(readme):
-    text = readme.read_text()
-    assert text.count("<!-- table") > 3 and compare.fill(text, RESULTS) == text
-    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
-        assert (readme.parent / link).exists(), link
-
-
-def test_the_torchrun_command_is_what_test_run_starts():
-    assert "torchrun --nproc-per-node=2 simsiam.py" in COMMANDS
-
-
-def test_loading_the_backbone_into_torchvision(in_tmp, fake_cifar):
-    import simsiam
-    simsiam.main("--data cifar10 --dry-run".split())
-    code, = re.findall(r"```python\n(.*?)```", READMES[0].read_text(), re.S)
+@pytest.mark.parametrize("code", [code for code in blocks("python", TEXT[README])
+                                  if "backbone.pt" in code])
+def test_the_backbone_goes_into_torchvisions_resnet(code, in_tmp):
+    saved = simsiam.build(simsiam.parse(["--data", "cifar10"])).encoder.backbone.state_dict()
+    Path("runs/simsiam-cifar10-s0").mkdir(parents=True)
+    torch.save(saved, "runs/simsiam-cifar10-s0/backbone.pt")
     names = {"torch": torch, "torchvision": torchvision}
     exec(code, names)
-    saved = torch.load("runs/simsiam-cifar10-s0/backbone.pt", weights_only=True)
-    assert torch.equal(names["net"].layer4[1].conv2.weight, saved["layer4.1.conv2.weight"])
-
-
-def test_bench_gpu_in_a_small_form(capsys):
-    import bench_gpu
-    bench_gpu.main("--device cpu --arch small --batch-size 8 16 --steps 1 --rounds 1 "
-                   "--no-compile".split())
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
-    assert [row[:2] for row in rows] == [["8", "no"], ["16", "no"]]
-    assert all(float(row[2]) > 0 and row[4] == "-" for row in rows)
-    assert 1.8 < float(rows[1][6]) * float(rows[1][3]) / float(rows[0][6]) / float(rows[0][3]) < 2.2
+    nets = [value for value in names.values() if isinstance(value, torch.nn.Module)]
+    assert nets and all(torch.equal(nets[0].state_dict()[key], saved[key]) for key in saved)
