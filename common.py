@@ -36,8 +36,7 @@ Data = namedtuple("Data", "train_x train_y test_x test_y mean std classes more")
 
 
 def load_data(name, data_dir="data", size=32, device="cpu", limit=None):
-    """`patches`, a torchvision data set, or a folder of images -> Data, decoded, on the device.
-    limit: keep a class-balanced subset of so many training images."""
+    """`patches`, a torchvision data set or a folder -> Data; limit: so many training images."""
     if name in PATCHES:
         train, test = [make_patches(PATCHES[name], *part, size) for part in ((4000, 1), (1000, 2))]
     elif name in ("cifar10", "cifar100"):
@@ -113,6 +112,8 @@ def find_images(root):
     """train/<class>/* with test/ or val/ (else a tenth is held out), or any images without labels.
     -> for training and for testing [(file, label)], label -1 if there is none"""
     held_out = []
+    if not root.is_dir():
+        fail(f"--data {root}: no such data set or folder; wanted is {FLAGS['data'][1]}")
     if (root / "train").is_dir():
         parts = [torchvision.datasets.ImageFolder(root / part) for part in ("train", "test", "val")
                  if (root / part).is_dir()]
@@ -145,7 +146,7 @@ def read_images(files, size):
         images = [*tqdm(pool.map(decode, files), "decoding", len(files), leave=False, disable=None)]
     readable = [pair for pair in images if pair is not None]
     if len(readable) < 1:
-        fail("--data: no such data set, and no folder with readable images for training and test")
+        fail("--data: no readable images for training or for testing")
     if len(readable) < len(files):
         bad = [str(file) for (file, _), pair in zip(files, images) if pair is None]
         print(f"skipped {len(bad)} of {len(files)} images, unreadable: {', '.join(bad[:5])}")
@@ -265,9 +266,8 @@ def make_backbone(arch):
         return net, ARCHS[arch]
 
     def block(c_in, c_out, stride):
-        shortcut = nn.Conv2d(c_in, c_out, 1, stride, bias=False)
-        shortcut = nn.Sequential(shortcut, nn.BatchNorm2d(c_out))
-        return torchvision.models.resnet.BasicBlock(c_in, c_out, stride, shortcut)
+        shortcut = [nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out)]
+        return torchvision.models.resnet.BasicBlock(c_in, c_out, stride, nn.Sequential(*shortcut))
     return nn.Sequential(
         nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU(inplace=True),
         block(32, 64, 2), block(64, 96, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()), ARCHS[arch]
@@ -584,7 +584,8 @@ class Log:
         result = {k: v for k, v in {**self.history[-1], **found}.items() if v == v}
         write(self.folder / "result.json", json.dumps(result, indent=2))
         self.draw()
-        print(f"collapse: {result['verdict']}; linear probe {result.get('linear', 0):.1f} %")
+        probe = f"; linear probe {result['linear']:.1f} %" if "linear" in result else ""
+        print(f"collapse: {result['verdict']}{probe}")
 
     def draw(self):
         """curves.png"""

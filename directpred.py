@@ -285,7 +285,7 @@ def draw(modes):
         right.axline((0, 0), (1, 1), color="k", ls="--", lw=1, label="invariance: p = √s")
         right.set(xlabel="√s of F's eigenvector u, of the largest 1",
                   ylabel="p = u$^T$ W$_p$ u, of the same 1", title="W$_p$ at the end")
-        right.legend()
+        right.legend(loc="lower right")
     return figure
 
 

@@ -266,7 +266,7 @@ def main(argv=None):
     optimizer = torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=args.weight_decay)
     log = common.Log(args, model, optimizer, data)         # makes the run's folder, or resumes it
     own = {name: value for name, value in variant.settings.items() if getattr(args, name) == value}
-    if own:
+    if own and args.data not in ("cifar10", "cifar100"):   # which have the papers' recipe
         print(f"{args.variant} has settings of its own, {own}: {variant.why}")
     if not log.history:                                    # row 0: the untrained net's score
         log.row(0, **common.measure(model.encoder, data, args))

@@ -265,7 +265,7 @@ def parse(argv=None):
         common.fail("--bank-momentum must be below 1, and --n-aug at least 2, a view and a target")
     if args.variant == "whitening" and args.proj_dim % 16:
         common.fail(f"--proj-dim {args.proj_dim}: whitening is of groups of 16 dimensions")
-    args.label = args.variant
+    args.label, args.n_images = args.variant, 0            # main knows the number
     if args.variant == "same_batch":
         args.label += str(args.n_aug)
     return args
@@ -289,7 +289,7 @@ def main(argv=None):
     optimizer = torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=args.weight_decay)
     log = common.Log(args, model, optimizer, data)         # makes the run's folder, or resumes it
     own = {name: value for name, value in variant.settings.items() if getattr(args, name) == value}
-    if own:
+    if own and args.data not in ("cifar10", "cifar100"):   # which have the papers' recipe
         print(f"{args.variant} has settings of its own, {own}: {variant.why}")
     if not log.history:                                    # row 0: the untrained net's score
         log.row(0, **common.measure(model.encoder, data, args))
