@@ -99,16 +99,13 @@ def test_metrics_of_a_healthy_and_of_collapsed_representations():
     healthy = common.collapse_metrics(torch.randn(4096, 32))
     assert abs(healthy["std"] - 1) < 0.02 and healthy["m_o"] < 0.05 and healthy["m_r"] > 0.99
     assert healthy["effective_rank"] > 31 and common.verdict(healthy) == "none"
-    complete = common.collapse_metrics(torch.ones(256, 32) + 0.01 * torch.randn(256, 32))
-    assert complete["std"] < 0.02 and complete["m_o"] > 0.999 and complete["m_r"] < 0.02
-    assert common.verdict(complete) == "complete"
+    point = common.collapse_metrics(torch.ones(256, 32) + 0.01 * torch.randn(256, 32))
+    assert point["std"] < 0.02 and point["m_o"] > 0.999 and point["m_r"] < 0.02
+    assert common.verdict(point) == "complete"
     line = torch.randn(256, 1) * torch.ones(1, 32) + 0.001 * torch.randn(256, 32)
-    dimensional = common.collapse_metrics(line)
-    assert dimensional["std"] > 0.9 and dimensional["m_o"] < 0.3
-    assert dimensional["effective_rank"] < 1.1 and common.verdict(dimensional) == "dimensional"
-
-
-def test_verdict_at_its_limits():
+    line = common.collapse_metrics(line)
+    assert line["std"] > 0.9 and line["m_o"] < 0.3 and line["effective_rank"] < 1.1
+    assert common.verdict(line) == "dimensional"
     for m_o, rank, word in ((.95, 30, "complete"), (.94, 4.0, "dimensional"), (.94, 4.1, "none")):
         assert common.verdict({"m_o": m_o, "effective_rank": rank}) == word
 
@@ -191,14 +188,6 @@ def test_linear_probe_by_hand():
             W, b = W - lr * of_W, b - lr * of_b
     right = (((x2 - mean) / std @ W.T + b).argmax(1) == y2).float().mean()
     assert found == pytest.approx(100 * right.item(), abs=1e-3)
-
-
-def test_linear_probe_separates_what_is_linear_and_nothing_else():
-    torch.manual_seed(0)
-    y, noise = torch.arange(1200) % 6, torch.randn(1200, 20)
-    x = noise + 6 * F.one_hot(y, 20) * torch.linspace(1, 50, 20)           # badly scaled on purpose
-    assert common.linear_probe(x[:1000], y[:1000], x[1000:], y[1000:], epochs=20) > 97
-    assert common.linear_probe(noise[:1000], y[:1000], noise[1000:], y[1000:], epochs=5) < 30
 
 
 @pytest.mark.parametrize("arch", common.ARCHS)

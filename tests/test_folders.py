@@ -26,7 +26,7 @@ def test_any_images_without_labels(script, in_tmp, photos, no_curves, capsys):
     pictures("pics/deep/er", photos, 25)
     script.main(["--data", "pics", *SMALL])
     out = capsys.readouterr().out
-    assert "pics: no labels" in out and "every tenth" in out
+    assert "pics: no labels" in out and "every tenth" in out and "linear probe 0" not in out
     run, = Path("runs").iterdir()
     result = (run / "result.json").read_text()
     assert "verdict" in result and "knn" not in result and "linear" not in result
