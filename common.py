@@ -7,7 +7,6 @@ import csv
 import io
 import json
 import math
-import os
 import sys
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
@@ -479,8 +478,6 @@ def cli(main):
     except KeyboardInterrupt:
         fail("stopped; finished epochs are saved, and --resume RUN_FOLDER goes on")
     except OSError as e:
-        if isinstance(e, BrokenPipeError):                 # of `python simsiam.py | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         fail(e)
 
 
@@ -526,7 +523,7 @@ def load_run(folder, model=None, optimizer=None):
         for name, part in (("model", model), ("optimizer", optimizer)):
             if part is not None:
                 part.load_state_dict(saved[name])
-        return saved
+        return {name: saved[name] for name in ("args", "tables", "model", "optimizer")}
     except Exception as e:                     # torch raises half a dozen kinds on a bad file
         fail(f"{folder} is no run folder whose last.pt fits ({str(e).splitlines()[0]})")
 
