@@ -41,7 +41,10 @@ def load_data(name, data_dir="data", size=32, device="cpu", limit=None):
     elif name in ("cifar10", "cifar100"):
         train, test = [from_torchvision(name, data_dir, part) for part in (True, False)]
     else:
-        train, test = [read_images(files, size) for files in find_images(Path(name))]
+        files, held_out = find_images(Path(name))
+        if limit:                                          # no need to decode the others
+            files = [files[i] for i in balanced_subset(torch.tensor([y for _, y in files]), limit)]
+        train, test = read_images(files, size), read_images(held_out, size)
     if limit:
         keep = balanced_subset(train[1][0], limit)
         train = train[0][keep], train[1][:, keep]
