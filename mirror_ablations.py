@@ -273,7 +273,7 @@ def main(argv=None):
 
     for epoch in range(len(log.history), args.epochs + 1):
         start, losses = time.time(), []
-        for progress, chosen in common.batches(data, args, epoch):   # epochs done, 3.42; indices
+        for progress, chosen in common.batches(data, args, epoch):   # such as 3.42 epochs; indices
             rate = common.cosine_lr(lr, progress, args.epochs, args.warmup_epochs)
             optimizer.param_groups[0]["lr"] = rate         # the encoder's
             x = data.train_x[chosen]                       # uint8 [B, 3, size, size], no labels

@@ -46,11 +46,12 @@ FLAGS = {"variant": ("moving_average", "which of the Siamese nets")}
 
 Variant = namedtuple("Variant", "loss predictor why settings")
 VARIANTS = {}                                              # {name: Variant}
+OURS = "our choice; the rate that mirror_ablations.py shares was not tried"
 
 
 def variant(name, predictor=None, why="", **settings):
-    """@variant(...) puts the loss that it stands above into VARIANTS.  predictor: D, width of its
-    hidden layer -> module"""
+    """@variant(...) puts the loss that it stands above into VARIANTS.  predictor(dim, hidden)
+    returns a module."""
     def add(loss):
         VARIANTS[name] = Variant(loss, predictor, why, settings)
         return loss
@@ -130,9 +131,9 @@ def mse(net, z1, z2):
     return F.mse_loss(p1, z2.detach()) / 2 + F.mse_loss(p2, z1.detach()) / 2, p1, p2
 
 
-@variant("two_fc", two_layers, final_bn="noaffine", pred_lr=1.0)
-@variant("tanh_fc", one_layer, final_bn="noaffine", pred_lr=1.0)
-@variant("fc", one_layer, final_bn="noaffine", pred_lr=1.0)
+@variant("two_fc", two_layers, OURS, final_bn="noaffine", pred_lr=1.0)
+@variant("tanh_fc", one_layer, OURS, final_bn="noaffine", pred_lr=1.0)
+@variant("fc", one_layer, OURS, final_bn="noaffine", pred_lr=1.0)
 def simsiam_l2(net, z1, z2):
     """Table 5: equation 2, but the predictor, FC layers, sees the l2-normalised z."""
     p1, p2 = net.predictor(F.normalize(z1, dim=1)), net.predictor(F.normalize(z2, dim=1))
@@ -150,8 +151,8 @@ class Bias(nn.Module):
         return z + self.bias
 
 
-@variant("fc_of_z", one_layer, final_bn="noaffine", pred_lr=1.0)
-@variant("bias_of_z", Bias, pred_lr=50.0)
+@variant("fc_of_z", one_layer, OURS, final_bn="noaffine", pred_lr=1.0)
+@variant("bias_of_z", Bias, OURS, pred_lr=50.0)
 def simsiam(net, z1, z2):
     """Equation 2: the simple predictor sees z itself."""
     p1, p2 = net.predictor(z1), net.predictor(z2)
@@ -182,9 +183,9 @@ def full_head(dim, hidden):
     return IdentityHead(dim, hidden, train_diagonal=True)
 
 
-@variant("linear", one_layer, final_bn="noaffine", pred_lr=100.0)
-@variant("identity_full", full_head, final_bn="noaffine", pred_lr=100.0)
-@variant("identity_symmetric", IdentityHead, final_bn="noaffine", pred_lr=100.0)
+@variant("linear", one_layer, OURS, final_bn="noaffine", pred_lr=100.0)
+@variant("identity_full", full_head, OURS, final_bn="noaffine", pred_lr=100.0)
+@variant("identity_symmetric", IdentityHead, OURS, final_bn="noaffine", pred_lr=100.0)
 def wen_li(net, z1, z2):
     """||BN[E phi(X1)] - sg BN[phi(X2)]||^2, both ways, over 4 D.  z is BN[phi] already."""
     p1, p2 = net.bn(net.predictor(z1)), net.bn(net.predictor(z2))
@@ -296,7 +297,7 @@ def main(argv=None):
 
     for epoch in range(len(log.history), args.epochs + 1):
         start, losses = time.time(), []
-        for progress, chosen in common.batches(data, args, epoch):   # epochs done, 3.42; indices
+        for progress, chosen in common.batches(data, args, epoch):   # such as 3.42 epochs; indices
             rate = common.cosine_lr(lr, progress, args.epochs, args.warmup_epochs)
             optimizer.param_groups[0]["lr"] = rate         # the encoder's
             x = data.train_x[chosen]                       # uint8 [B, 3, size, size], no labels

@@ -8,9 +8,9 @@ stop-gradient sg lets the numbers pass, but no gradient.
 
     python simsiam.py
 
-learns `patches` in 90 s on two CPU cores: by the backbone's features, nearest neighbours (kNN) name
-the class of 92 % of test images (three seeds), untrained of 23 %.  L is minimal if all z are equal:
-to see that collapse, use --final-bn none and take both .detach() out of the loss.
+learns `patches` in two to four minutes on two CPU cores: by the backbone's features, nearest
+neighbours (kNN) name the class of 92 % of test images (three seeds), untrained 23 %.  L is least
+if all z are equal: to see that, use --final-bn none and take both .detach() out of the loss.
 """
 import time
 
@@ -102,7 +102,7 @@ def main(argv=None):
 
     for epoch in range(len(log.history), args.epochs + 1):
         start, losses = time.time(), []
-        for progress, chosen in common.batches(data, args, epoch):   # epochs done, 3.42; indices
+        for progress, chosen in common.batches(data, args, epoch):   # such as 3.42 epochs; indices
             rate = common.cosine_lr(lr, progress, args.epochs, args.warmup_epochs)
             optimizer.param_groups[0]["lr"] = rate         # the encoder's
             x = data.train_x[chosen]                       # uint8 [B, 3, size, size], no labels
