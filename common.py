@@ -402,16 +402,32 @@ def measure(encoder, data, args, epoch=0, z=None):
 
 FLAGS = {                                                  # of every script: default, help
     "data": ("patches", "patches, strong_weak, cifar10, cifar100 or a folder of images (README)"),
-    "data_dir": ("data", "where torchvision downloads to"),
-    "size": (32, "pixels a side, of patches and of a folder's images"),
-    "limit": (0, "train on a class-balanced subset of this many images (0: all)"),
-    "seed": (0, "seed of weights, order and augmentations"),
-    "device": ("cuda" if torch.cuda.is_available() else "cpu", "cpu, cuda, cuda:1, mps"),
-    "eval_every": (1, "epochs between two kNN evaluations"),
+    "data_dir": ("data", "folder that CIFAR is downloaded to"),
+    "size": (32, "pixels a side, of made images and of a folder's images"),
+    "limit": (0, "train on so many images only, as many of each class as can be (0: on all)"),
+    "seed": (0, "seed of the weights, the order of the images and the augmentation"),
+    "device": ("cuda" if torch.cuda.is_available() else "cpu", "cpu, cuda, cuda:1 or mps"),
+    "eval_every": (1, "epochs from one kNN evaluation to the next"),
     "out": ("runs", "folder that the run's own folder is made in"),
-    "resume": ("", "go on with this run folder; a flag beside it wins over the saved one"),
-    "compile": (False, "torch.compile the model"),
-    "dry_run": (False, "two steps of everything, in seconds"),
+    "resume": ("", "go on with the run in this folder; flags given beside it replace saved ones"),
+    "compile": (False, "compile the model with torch.compile"),
+    "dry_run": (False, "try everything with two steps, in seconds"),
+}
+HELP = {                                                   # of entries of the scripts' recipes
+    "arch": "the backbone: small is for a CPU",
+    "epochs": "passes over the training images", "batch_size": "images in a step",
+    "lr": "learning rate for a batch of 256: the rate used is lr * batch_size / 256",
+    "weight_decay": "weight decay", "warmup_epochs": "epochs in which the rate rises from 0",
+    "proj_layers": "layers of the projector", "proj_dim": "dimensions of the projections z",
+    "proj_hidden": "width of the projector's hidden layer",
+    "pred_hidden": "width of the predictor's hidden layer",
+    "final_bn": "BatchNorm at the end of the projector; noaffine: without trained scale and shift",
+    "pred_lr": "constant learning rate of the predictor, as a multiple of the encoder's",
+    "pred_weight_decay": "weight decay of the predictor",
+    "ema": "how much of its weights the target net keeps at a step; 0: it is the net itself",
+    "min_scale": "smallest share of an image that a random crop keeps",
+    "temperature": "temperature tau of InfoNCE", "schedule": "of the encoder's learning rate",
+    "bias_lr": "learning rate of the predictor's bias, as a multiple of the encoder's",
 }
 MAY_BE_ZERO = ("limit", "seed", "epochs", "warmup_epochs", "weight_decay")
 
@@ -419,11 +435,14 @@ MAY_BE_ZERO = ("limit", "seed", "epochs", "warmup_epochs", "weight_decay")
 def parse_args(file, doc, recipes, argv=None, choices={}, flags={}, presets={}, zero=()):
     """Common flags, and one flag for every entry of a recipe.  A flag that is given wins.
     recipes: {data set: {name: value}}; the first is the default, "other" is for any without one.
-    flags: the script's own, {name: (default, help)}; choices: {name: allowed values}; zero: names
-    of numbers that may be 0; presets: {data set: {--variant: {name: value}}}, before the recipe."""
+    flags: the script's own, {name: (default, help)}, where a recipe's entry has its default there;
+    choices: {name: allowed values}; zero: names of numbers that may be 0; presets: {data set:
+    {--variant: {name: value}}}, which win over the recipe."""
     name, first, flags = Path(file).name, next(iter(recipes)), FLAGS | flags
     for key, value in recipes[first].items():
-        flags[key] = value, ", ".join(f"{data} {r[key]}" for data, r in recipes.items())
+        text = flags[key][1] if key in flags else HELP[key]
+        defaults = ", ".join(f"{data} {recipe[key]}" for data, recipe in recipes.items())
+        flags[key] = value, f"{text} ({defaults})"
     parser = argparse.ArgumentParser(name, f"python {name} [--flag value ...]; --help lists them",
                                      doc, argument_default=argparse.SUPPRESS,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -26,10 +26,8 @@ from torch.nn.functional import cosine_similarity
 
 import common
 
-# One dict per data set.  Every entry is also a flag, and a flag that is given wins.
-# lr is for a batch of 256: the rate used is lr * batch_size / 256.  pred_lr, bias_lr: rates of a
-# trained W_p (alpha_p) and of the predictor's bias, as multiples of the encoder's.  rho: how much
-# F remembers.  eps: floor of W_p's eigenvalues.  alpha: of DirectSet.
+# The settings for each data set.  Every entry is also a flag (--help says what it is), and a flag
+# that is given wins.
 TIAN = dict(                    # their code; rho and eps from their tables
     arch="resnet18", epochs=100, batch_size=128, lr=0.06, schedule="constant", weight_decay=4e-4,
     warmup_epochs=0, proj_hidden=512, proj_dim=128, pred_hidden=512, final_bn="none",
@@ -47,6 +45,10 @@ CHOICES = {"arch": common.ARCHS, "final_bn": ("none", "noaffine", "affine"),
 FLAGS = {"predictor": ("directpred", "set from F (the first four), or trained: sgd, symmetric "
                                      "(kept symmetric after each step)"),
          "center": (False, "F and C of z and t minus their means"),
+         "predictor_bias": (None, "train a vector that is added to W_p z"),
+         "rho": (None, "how much of F is kept at a step; the rest is of the new batch"),
+         "eps": (None, "floor that is added to W_p's eigenvalues"),
+         "alpha": (None, "exponent of DirectSet"),
          "freq": (1, "W_p is set after every so many steps, and trained in between"),
          "predictor_layers": (1, "of --predictor sgd: 1, linear, or 2 with BN and ReLU")}
 

@@ -30,9 +30,8 @@ from torch.nn import functional as F
 
 import common
 
-# One dict per data set.  Every entry is also a flag, and a flag that is given wins.
-# lr is for a batch of 256: the rate used is lr * batch_size / 256.  bias_lr: the rate of the bias,
-# as a multiple of the encoder's.  The CIFAR recipes are those of SimSiam.
+# The settings for each data set.  Every entry is also a flag (--help says what it is), and a flag
+# that is given wins.  The CIFAR recipes are those of SimSiam.
 RECIPES = {
     "patches": dict(                                                                          # ours
         arch="small", epochs=10, batch_size=64, lr=1.0, weight_decay=1e-3, warmup_epochs=1,

@@ -21,9 +21,8 @@ from torch import nn
 
 import common
 
-# One dict per data set.  Every entry is also a flag, and a flag that is given wins.
-# lr is for a batch of 256: the rate used is lr * batch_size / 256.
-# pred_lr: the predictor's rate, as a multiple of the encoder's.  ema 0: the net is its own target.
+# The settings for each data set.  Every entry is also a flag (--help says what it is), and a flag
+# that is given wins.
 RECIPES = {
     "patches": dict(                                                       # simsiam.py, byol.py
         arch="small", epochs=20, batch_size=64, lr=0.4, weight_decay=1e-3, warmup_epochs=2,
@@ -39,7 +38,14 @@ CHOICES = {"arch": common.ARCHS, "final_bn": ("none", "noaffine", "affine"),
            "variant": ("simsiam", "byol"), "optimizer": ("sgd", "adam"),
            "predictor": ("mlp", "none"), "pred_schedule": ("constant", "cosine"),
            "pair": ("other", "own")}
-FLAGS = {"variant": ("simsiam", "whose settings to start from")}
+FLAGS = {
+    "variant": ("simsiam", "whose settings to start from"), "optimizer": (None, "sgd or adam"),
+    "proj_bn": (None, "BatchNorm inside the projector"), "predictor": (None, "two layers, or none"),
+    "pred_bn": (None, "BatchNorm inside the predictor"), "stopgrad": (None, "detach the target"),
+    "pred_schedule": (None, "of the predictor's learning rate"),
+    "target_every": (None, "steps from one copy of the net as the target to the next"),
+    "pair": (None, "compare a prediction with the other view's target, or by mistake its own"),
+    "jitter_p": (None, "share of the views whose colours are changed")}
 
 
 # -------------------------------------------------------------------------------------------- loss

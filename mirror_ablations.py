@@ -27,9 +27,8 @@ from torch.nn import functional as F
 
 import common
 
-# One dict per data set.  Every entry is also a flag, and a flag that is given wins.
-# lr is for a batch of 256: the rate used is lr * batch_size / 256.
-# pred_lr, inverse_lr: constant rates of h and of h_inv, as multiples of the encoder's at its top.
+# The settings for each data set.  Every entry is also a flag (--help says what it is), and a flag
+# that is given wins.
 RECIPES = {
     "patches": dict(                                                                          # ours
         arch="small", epochs=12, batch_size=64, lr=0.4, weight_decay=1e-3, warmup_epochs=1,
@@ -46,7 +45,8 @@ RECIPES = {
 }
 RECIPES["other"] = RECIPES["patches"] | dict(epochs=20, weight_decay=5e-4)
 CHOICES = {"arch": common.ARCHS, "final_bn": ("none", "noaffine", "affine")}
-FLAGS = {"variant": ("simsiam", "which of the Siamese nets")}
+FLAGS = {"variant": ("simsiam", "which of the Siamese nets"),
+         "inverse_lr": (None, "constant learning rate of h_inv, the second head of inverse")}
 
 
 # ---------------------------------------------------------------------------------------- variants
@@ -166,7 +166,8 @@ class IdentityHead(nn.Module):
         return z @ self.E.T
 
 
-@variant(IdentityHead, "the target is BN[phi], so f has to end in a BatchNorm", final_bn="noaffine")
+@variant(IdentityHead, "f has to end in a BatchNorm, as in the theory; weight decay pulls E back "
+         "to I", final_bn="noaffine", pred_weight_decay=5e-4)
 def identity(net, z1, z2):
     """Wen & Li: ||BN[E phi(X1)] - sg BN[phi(X2)]||^2 for both directions, over 4 dim.
 
@@ -265,9 +266,10 @@ def main(argv=None):
                            "weight_decay": args.pred_weight_decay})
     optimizer = torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=args.weight_decay)
     log = common.Log(args, model, optimizer, data)         # makes the run's folder, or resumes it
-    own = {name: value for name, value in variant.settings.items() if getattr(args, name) == value}
+    own = [f"{name} {value}" for name, value in variant.settings.items()
+           if getattr(args, name) == value]
     if own and args.data not in ("cifar10", "cifar100"):   # which have the papers' recipe
-        print(f"{args.variant} has settings of its own, {own}: {variant.why}")
+        print(f"{args.variant} differs from the other variants in {', '.join(own)}: {variant.why}")
     if not log.history:                                    # row 0: the untrained net's score
         log.row(0, **common.measure(model.encoder, data, args))
 

@@ -22,9 +22,8 @@ from torch.nn import functional as F
 
 import common
 
-# One dict per data set.  Every entry is also a flag, and a flag that is given wins.
-# lr is for a batch of 256: the rate used is lr * batch_size / 256.
-# pred_lr: the predictor's rate, as a multiple of the encoder's; it is constant.
+# The settings for each data set.  Every entry is also a flag (--help says what it is), and a flag
+# that is given wins.
 RECIPES = {
     "patches": dict(                                                                          # ours
         arch="small", epochs=12, batch_size=64, lr=0.4, weight_decay=1e-3, warmup_epochs=1,
@@ -37,7 +36,9 @@ RECIPES = {
 }
 RECIPES["other"] = RECIPES["patches"] | dict(epochs=20, weight_decay=5e-4)
 CHOICES = {"arch": common.ARCHS, "final_bn": ("none", "noaffine", "affine")}
-FLAGS = {"variant": ("moving_average", "which of the Siamese nets")}
+FLAGS = {"variant": ("moving_average", "which of the Siamese nets"),
+         "n_aug": (None, "views of an image in same_batch"),
+         "bank_momentum": (None, "how much of a target moving_average keeps")}
 
 
 # ---------------------------------------------------------------------------------------- variants
@@ -47,6 +48,7 @@ FLAGS = {"variant": ("moving_average", "which of the Siamese nets")}
 Variant = namedtuple("Variant", "loss predictor why settings")
 VARIANTS = {}                                              # {name: Variant}
 OURS = "our choice; the rate that mirror_ablations.py shares was not tried"
+HEAD = "f has to end in a BatchNorm, as in the theory; weight decay pulls E back to I"
 
 
 def variant(name, predictor=None, why="", **settings):
@@ -184,8 +186,8 @@ def full_head(dim, hidden):
 
 
 @variant("linear", one_layer, OURS, final_bn="noaffine", pred_lr=100.0)
-@variant("identity_full", full_head, OURS, final_bn="noaffine", pred_lr=100.0)
-@variant("identity_symmetric", IdentityHead, OURS, final_bn="noaffine", pred_lr=100.0)
+@variant("identity_full", full_head, HEAD, final_bn="noaffine", pred_weight_decay=5e-4)
+@variant("identity_symmetric", IdentityHead, HEAD, final_bn="noaffine", pred_weight_decay=5e-4)
 def wen_li(net, z1, z2):
     """||BN[E phi(X1)] - sg BN[phi(X2)]||^2, both ways, over 4 D.  z is BN[phi] already."""
     p1, p2 = net.bn(net.predictor(z1)), net.bn(net.predictor(z2))
@@ -289,9 +291,10 @@ def main(argv=None):
                        "weight_decay": args.pred_weight_decay})
     optimizer = torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=args.weight_decay)
     log = common.Log(args, model, optimizer, data)         # makes the run's folder, or resumes it
-    own = {name: value for name, value in variant.settings.items() if getattr(args, name) == value}
+    own = [f"{name} {value}" for name, value in variant.settings.items()
+           if getattr(args, name) == value]
     if own and args.data not in ("cifar10", "cifar100"):   # which have the papers' recipe
-        print(f"{args.variant} has settings of its own, {own}: {variant.why}")
+        print(f"{args.variant} differs from the other variants in {', '.join(own)}: {variant.why}")
     if not log.history:                                    # row 0: the untrained net's score
         log.row(0, **common.measure(model.encoder, data, args))
 

@@ -16,8 +16,8 @@ from torch import nn
 
 import common
 
-# One dict per data set.  Every entry is also a flag, and a flag that is given wins.
-# lr is for a batch of 256: the rate used is lr * batch_size / 256.
+# The settings for each data set.  Every entry is also a flag (--help says what it is), and a flag
+# that is given wins.
 RECIPES = {
     "patches": dict(                                                                          # ours
         arch="small", epochs=30, batch_size=64, lr=0.4, weight_decay=1e-3, warmup_epochs=0),

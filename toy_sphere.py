@@ -5,13 +5,13 @@ projection z of three numbers.  Divided by its length, z lies on a sphere and ca
 film shows 400 points, coloured by class, while the nets are trained:
 
     no predictor            All points run to one place: complete collapse.  The loss is minimal.
-    no predictor, final BN  BatchNorm keeps them apart, but they end near a line through the
-                            centre: dimensional collapse.  m_o stays small, as in a healthy net.
+    no predictor, final BN  BatchNorm keeps them apart, but a dimension is lost and classes fall on
+                            each other: dimensional collapse.  m_o is small, as in a healthy net.
     SimSiam                 With predictor and stop-gradient the classes spread over the sphere.
     InfoNCE                 Each point pushes all others away, so the classes spread evenly.
 
-m_o is the length of the mean; 1 is complete collapse.  rank says how many of the 3 dimensions are
-in use; after a complete collapse it is noise.
+m_o is the length of the mean, 1 after a complete collapse.  rank says how many of the 3 dimensions
+are in use; after a complete collapse it is noise.
 
     python toy_sphere.py                       toy_sphere.gif and toy_sphere.png, in 30 seconds
     python toy_sphere.py --nets simsiam,no_stopgrad,mirror,symmetric,bias
@@ -27,7 +27,8 @@ from torch.nn import functional as F
 
 import common
 
-CLASSES, DIMS = 8, 32
+CLASSES, DIMS = 8, 32                                      # of the points
+EVERY = 15                                                 # steps from a frame to the next
 
 
 # ------------------------------------------------------------------------------------------ losses
@@ -77,7 +78,7 @@ NETS = {                                                   # title, loss, final 
 
 # ---------------------------------------------------------------------------------------- training
 
-def simulate(name, steps=400, seed=0, every=10):
+def simulate(name, steps=600, seed=0, every=EVERY):
     """Train one net.  -> Z of 400 fixed points every few steps, [T, 400, 3]; their classes [400]"""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -98,8 +99,8 @@ def simulate(name, steps=400, seed=0, every=10):
     if name == "bias":                                     # h(z) = z + b
         h = nn.Linear(3, 3)
         nn.init.eye_(h.weight.requires_grad_(False))
-    groups = [{"params": f.parameters()}, {"params": h.parameters(), "lr": 0.5}]
-    optimizer = torch.optim.SGD(groups, lr=0.05, momentum=0.9)
+    groups = [{"params": f.parameters()}, {"params": h.parameters(), "lr": 1.0}]
+    optimizer = torch.optim.SGD(groups, lr=0.2, momentum=0.9)
     film = []
     for step in range(steps + 1):
         if step % every == 0:
@@ -145,12 +146,11 @@ def main(argv=None):
         found = common.collapse_metrics(film[-1])
         print(f"{NETS[name][0]:24} m_o {found['m_o']:.2f}, rank {found['effective_rank']:.2f} of 3")
     folder, last = common.new_folder(args.out, f"toy_sphere-s{args.seed}"), len(films[0]) - 1
-
     figure = Figure(figsize=(2.5 * len(names), 8), layout="constrained")
     for row, moment in enumerate((0, last // 8, last)):
         for column, (name, film) in enumerate(zip(names, films), start=1):
             axis = figure.add_subplot(3, len(names), row * len(names) + column, projection="3d")
-            draw_sphere(axis, film[moment], y, f"{NETS[name][0]}, step {10 * moment}", angle=30)
+            draw_sphere(axis, film[moment], y, f"{NETS[name][0]}, step {EVERY * moment}", angle=30)
     figure.savefig(folder / "toy_sphere.png", dpi=80)
 
     figure = FigureCanvasAgg(Figure(figsize=(2.5 * len(names), 3))).figure

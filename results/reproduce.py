@@ -11,6 +11,7 @@ runs go into results/NAME.csv, where they take the place of the same rows and se
 into results/NAME.png, and the tables of README.md and of the pages are filled again.  On another
 data set the name is NAME.DATA, such as mirror.cifar10_jpeg.
 """
+import csv
 import re
 import sys
 from collections import Counter
@@ -22,9 +23,9 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 import common                                              # noqa: E402
 import compare                                             # noqa: E402
-from tables import TABLES                                  # noqa: E402
+from tables import CLAIMS, TABLES, THEORY, AsGood              # noqa: E402
 
-DIGITS = {"seconds": 0, "alive_r": 0, "alive_z": 0, "dims_z": 0, "test_auc_r": 3, "align": 3,
+DIGITS = {"seconds": 0, "alive_r": 0, "alive_z": 0, "test_auc_r": 3, "align": 3,
           "commutator": 3, "asymmetry": 3, "cos_bias": 3, "b": 3, "b_theory": 3, "b_cos": 3,
           "covariance": 4, "E_mean": 4, "E_mean_1": 4}
 COLORS = {"none": "#08519c", "dimensional": "#fd8d3c", "complete": "#b10026"}
@@ -32,61 +33,91 @@ COLORS = {"none": "#08519c", "dimensional": "#fd8d3c", "complete": "#b10026"}
 
 # ------------------------------------------------------------------------------------------- claims
 
-def as_the_paper(claim, mine, records):
-    """-> yes, no or 1 of 3: for how many seeds of a row the claim holds; "" if that can't be said
+def as_the_paper(rule, mine, records):
+    """-> "yes", "no" or "1 of 3": for how many seeds of a row the rule holds; "" without a rule
 
-    A seed counts if the rows that the claim compares with have it too."""
+    A seed counts if the rows that the rule compares with have it too."""
     held = {}
-    for record in mine if claim else []:
+    for record in mine if rule else []:
         rows = {other["label"]: other for other in records if other["seed"] == record["seed"]}
         try:
-            held[record["seed"]] = claim(record, rows)
+            held[record["seed"]] = (rule.gap if isinstance(rule, AsGood) else rule)(record, rows)
         except KeyError:                                   # it asks for a row that is missing
             continue
-    right, n = sum(held.values()), len(held)
+    n = len(held)
     if n == 0:
         return ""
+    if isinstance(rule, AsGood):                           # of the mean over seeds
+        right = n if sum(held.values()) > 0 else 0
+    else:
+        right = sum(held.values())
     word = "yes" if right == n else "no" if right == 0 else f"{right} of {n}"
     return word if n == len(mine) else f"{word} (seed {', '.join(held)} alone)"
 
 
-def shown(name):
-    """-> "partly: 18 of 20 claims, 3 seeds": what results/NAME.csv shows of what the paper says"""
-    file = HERE / f"{name}.csv"
-    if not file.exists():
-        return "not trained"
-    records = compare.read_csv(file)
+def shown(claim):
+    """-> is the claim shown, and by how many seeds; False, 0 if nothing was trained"""
+    if claim.table not in TABLES:                          # a theory: a file of results for a seed
+        held = []
+        for file in sorted(HERE.glob(f"{claim.table}-s*.csv")):
+            lines = csv.DictReader(file.read_text(encoding="utf-8").splitlines())
+            held.append(claim.holds({line["what"]: float(line["measured"]) for line in lines}))
+        return all(held), len(held)
+    file = HERE / f"{claim.table}.csv"
+    records = compare.read_csv(file) if file.exists() else []
+    if callable(claim.holds):
+        held = []
+        for seed in dict.fromkeys(record["seed"] for record in records):
+            try:
+                held.append(claim.holds({record["label"]: record for record in records
+                                         if record["seed"] == seed}))
+            except KeyError:                               # this seed lacks one of the rows
+                continue
+        return all(held), len(held)
+    rules = {row.label: row.rule for row in TABLES[claim.table].rows}
     rows = compare.by_label(records)
-    words = [as_the_paper(claim, rows.get(label, []), records)
-             for label, _, _, claim in TABLES[name].rows]
-    held = [word.startswith("yes") for word in words if word]
-    seeds = sorted({len(mine) for mine in rows.values()})
-    seeds = " to ".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))
-    seeds += " seed" if seeds == "1" else " seeds"
-    if not held:
-        return f"no claim, {seeds}"
-    word = "yes" if all(held) else "partly" if any(held) else "no"
-    return f"{word}: {sum(held)} of {len(held)} claims, {seeds}"
+    words = [as_the_paper(rules[label], rows.get(label, []), records) for label in claim.holds]
+    return (all(word.startswith("yes") for word in words),
+            min(len(rows.get(label, [])) for label in claim.holds))
+
+
+def list_claims():
+    """-> README's two tables: what was shown, and what was not"""
+    yes = "| claim | command | seeds | page |\n| --- | --- | --- | --- |\n"
+    no = "| claim | command | why not | page |\n| --- | --- | --- | --- |\n"
+    for claim in CLAIMS:
+        table = claim.table
+        if table in TABLES:
+            command, page = f"python results/reproduce.py {table}", TABLES[table].page
+        else:
+            command, page = f"python {table}.py", THEORY[table]
+        held, seeds = shown(claim)
+        start = f"| {claim.sentence} ({claim.place}) | `{command}` |"
+        end = f"| [{page}](results/{page}.md#{table}) |\n"
+        if held and seeds:
+            yes += f"{start} {seeds} {end}"
+        else:
+            no += f"{start} {claim.why if seeds else 'not trained'} {end}"
+    return f"{yes}\n**What we could not show, and why**\n\n{no}"
 
 
 # ---------------------------------------------------------------------------------------- Markdown
 
 def markdown(records, table, columns, only=()):
     """The table in Markdown, with what the paper says beside it if it says anything."""
-    says = {label: (number, claim) for label, _, number, claim in table.rows}
+    of_paper = {row.label: row for row in table.rows}
     rows, lines = compare.by_label(records), []
     most = max(len(mine) for mine in rows.values())
     for label, mine in rows.items():
-        number, claim = says.get(label, ("", None))
-        seeds = ", ".join(record["seed"] for record in mine)
+        row, seeds = of_paper[label], ", ".join(record["seed"] for record in mine)
         name = label if len(mine) == most else f"{label} (seed {seeds} alone)"
-        words = {"label": name, "the paper": number,
-                 "as the paper?": as_the_paper(claim, mine, records)}
+        words = {"label": name, "the paper": row.says,
+                 "as the paper?": as_the_paper(row.rule, mine, records)}
         lines += [record | words for record in mine if not only or label in only]
     if "knn" in columns:
         lines += [{"label": "untrained net", "knn": record["knn_untrained"]}
                   for record in rows[records[0]["label"]] if "knn_untrained" in record]
-    if any(number or claim for number, claim in says.values()):
+    if any(row.rule for row in table.rows):
         columns = ["the paper", "as the paper?", *columns]
     return compare.markdown(lines, columns, DIGITS)
 
@@ -95,7 +126,7 @@ def fill(text):
     """The text of a page, its tables made again from the csv files.
 
     They stand between <!-- table mirror; rows: naive | mirror; columns: knn std --> and
-    <!-- end -->, where rows and columns may be left out, and <!-- overview --> and <!-- end -->."""
+    <!-- end -->, where rows and columns may be left out, and <!-- claims --> and <!-- end -->."""
     def make(match):
         stem, *choices = [part.strip() for part in match[1].split(";")]
         if not (HERE / f"{stem}.csv").exists():
@@ -106,14 +137,9 @@ def fill(text):
         made = markdown(compare.read_csv(HERE / f"{stem}.csv"), table, columns, only)
         return f"<!-- table {match[1]} -->\n{made}<!-- end -->"
 
-    def make_overview(match):
-        lines = ["| claim | command | shown? | where |", "| --- | --- | --- | --- |"]
-        for name, table in TABLES.items():
-            lines.append(f"| {table.paper} | `python results/reproduce.py {name}` | {shown(name)} "
-                         f"| [{table.page}](results/{table.page}.md#{name}) |")
-        return "\n".join(["<!-- overview -->", *lines, "<!-- end -->"])
     text = re.sub(r"<!-- table (.*?) -->\n.*?<!-- end -->", make, text, flags=re.S)
-    return re.sub(r"<!-- overview -->\n.*?<!-- end -->", make_overview, text, flags=re.S)
+    return re.sub(r"<!-- claims -->\n.*?<!-- end -->",
+                  lambda _: f"<!-- claims -->\n{list_claims()}<!-- end -->", text, flags=re.S)
 
 
 def fill_pages():
@@ -164,8 +190,8 @@ def draw_points(records, x, y, left_out=""):
 def rows_of(table, data="", flags=()):
     """-> [(label, [script, flags])]; the flags of the command line come last and win"""
     rows = []
-    for label, words, *_ in table.rows:
-        words = words.split()
+    for label, flags_of_row, *_ in table.rows:
+        words = flags_of_row.split()
         if not words or not words[0].endswith(".py"):
             words = [table.script, *words]
         if data not in ("cifar10", "cifar100"):
@@ -180,7 +206,7 @@ def save(stem, table, records, figure):
     made = {(record["label"], record["seed"]) for record in records}
     old = compare.read_csv(file) if file.exists() else []
     old = [record for record in old if (record["label"], record["seed"]) not in made]
-    place = {label: i for i, (label, *_) in enumerate(table.rows)}
+    place = {row.label: i for i, row in enumerate(table.rows)}
     everything = sorted(old + records, key=lambda record: (place[record["label"]], record["seed"]))
     common.write_csv(file, [{name: f"{value:.6g}" if isinstance(value, float) else value
                              for name, value in record.items() if name != "folder"}
@@ -207,7 +233,7 @@ def main(argv=None):
     if name not in TABLES:
         common.fail(f"no table {name}: python results/reproduce.py lists the tables")
     table = TABLES[name]
-    stem = f"{name}.{Path(own.data).name}" if own.data not in ("", "patches") else name
+    stem = f"{name}.{Path(own.data).name}" if own.data else name
     rows = rows_of(table, own.data, flags)
     only = [label.strip() for label in own.only.split(",") if label.strip()]
     if unknown := set(only) - {label for label, _ in rows}:
@@ -228,11 +254,9 @@ def main(argv=None):
 
 
 def list_tables():
-    print("name                runs   minutes   what the paper claims\n"
-          "                                    how much of it the runs here show\n")
+    print("name                runs   minutes   what it asks\n")
     for name, table in TABLES.items():
-        print(f"{name:20}{len(table.rows):4}{table.minutes:10}   {table.paper}\n"
-              f"{'':37}{shown(name)}")
+        print(f"{name:20}{len(table.rows):4}{table.minutes:10}   {table.title}")
     print("\nminutes: of one seed on two CPU cores, about")
 
 

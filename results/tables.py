@@ -1,19 +1,36 @@
 """What the papers claim: the tables of results/reproduce.py, as data.
 
-A table has a row for each net that is trained: its label, the flags that a user would type, what
-the paper says, and a claim.  A claim is a function that says whether a run shows what the paper
-says.  It sees the run, and {label: run} of all rows with the same seed.  A run is a dict of what
-its result.json holds.  A row without a claim is there for comparison.
+A table has a row for each net that is trained: its label, and the flags that a user would type.  A
+row that is a claim also has the place in the paper where it stands, the paper's words or number,
+and a rule that follows from these words.  A row that says "ours" is there for comparison, or is a
+scan of our own, and counts as no claim.
+
+A rule says whether a run shows what the paper says.  It sees the run, and {label: run} of all rows
+with the same seed.  A run is a dict of what its result.json holds.  A rule has to hold for every
+seed, except that AsGood compares means over seeds.
+
+Places: Chen & He is arXiv 2011.10566, Zhang 2203.16262, Wen & Li the poster of 2205.06226, Tian
+2102.06810 and the slides "Open the black-box of self-supervised learning", which also show what
+Wang (2110.04947) and Jing (2110.09348) found, Ziyin the abstract of 2210.00638.
 """
+from collections.abc import Callable
 from typing import NamedTuple
+
+
+class Row(NamedTuple):
+    label: str
+    flags: str                 # those of the table's script, or another script with its flags
+    place: str = ""            # where the paper says it, such as "Zhang, Table 2"
+    says: str = "ours"         # its words or its number, shown beside what was measured
+    rule: Callable | None = None
 
 
 class Table(NamedTuple):
     page: str                  # the page of results/ that shows it
-    paper: str                 # what the paper claims
+    title: str
     minutes: int               # that one seed trains on two CPU cores, about
     script: str                # what trains the rows, unless their flags begin with another script
-    rows: list                 # (label, flags, what the paper says, claim or None)
+    rows: list                 # of Row
     columns: str = "verdict knn linear m_o effective_rank"         # shown; the csv has them all
     curves: str = "std effective_rank knn m_o"                     # columns that are drawn
     csv: str = "metrics.csv"   # the file of a run that has them
@@ -22,7 +39,17 @@ class Table(NamedTuple):
                                # a third word is a row that would be off the scale
 
 
-# ------------------------------------------------------------------------------------------ claims
+class Claim(NamedTuple):
+    """A line of README's list of claims."""
+    sentence: str
+    place: str
+    table: str                 # or the script of a theory, such as "toy_patch"
+    holds: list | Callable     # the rows that have to be as the paper; or a rule that sees
+                               # {label: run} of a seed, of a theory {what: measured}
+    why: str = ""              # if it was not shown: why, or what was tried
+
+
+# ------------------------------------------------------------------------------------------- rules
 
 def verdict_is(*words, of="verdict"):
     return lambda run, rows: run[of] in words
@@ -46,14 +73,33 @@ def falls_less(loss, start):
     return lambda run, rows: rows[f"{loss} from {start}"]["m_o"] < run["m_o"] < run["m_o_before"]
 
 
-def below(other, points=0.0, key="linear"):
-    """More than so many points below another row"""
-    return lambda run, rows: run[key] < rows[other][key] - points
+def moves_little(start):
+    """m_o changes by less than half of what the gradients along the centre and the residual do."""
+    def rule(run, rows):
+        others = [rows[f"{loss} from {start}"] for loss in ("centre", "residual")]
+        least = min(abs(other["m_o"] - other["m_o_before"]) for other in others)
+        return abs(run["m_o"] - run["m_o_before"]) < least / 2
+    return rule
 
 
-def above(other, points=0.0, key="linear"):
-    """Above another row, or at most so many points below it"""
-    return lambda run, rows: run[key] > rows[other][key] - points
+def below(*others, points=0.0, key="linear"):
+    """More than so many points below each of the other rows"""
+    return lambda run, rows: all(run[key] < rows[other][key] - points for other in others)
+
+
+def above(*others, points=0.0, key="linear"):
+    """More than so many points above each of the other rows"""
+    return lambda run, rows: all(run[key] > rows[other][key] + points for other in others)
+
+
+class AsGood(NamedTuple):
+    """On the mean over seeds at most so many points below another row"""
+    other: str
+    key: str = "linear"
+    points: float = 3.0
+
+    def gap(self, run, rows):
+        return run[self.key] - rows[self.other][self.key] + self.points
 
 
 def both_learnt(run, rows):
@@ -61,9 +107,13 @@ def both_learnt(run, rows):
     return all(run[key] > rows["frozen head"][key] for key in ("linear_z", "linear_z_weak"))
 
 
-def probe(run, part=""):
-    """Linear probe of the weak label if there is one, else of the only one"""
-    return run.get(f"linear{part}_weak", run[f"linear{part}"])
+def decorrelates(run, rows):
+    """r_e points along the gradient of the de-correlation loss, for a wide range of tau."""
+    return min(run[f"cos_r_{tau}"] for tau in ("0.05", "0.1", "0.2", "0.3", "0.5", "1.0")) > 0.5
+
+
+def rises_and_falls(run, rows):
+    return run["E_mean"] < run["E_mean_1"]
 
 
 # ------------------------------------------------------------------------------------------ tables
@@ -117,278 +167,317 @@ CURES = {
 NO_BN = ("--data data/cifar10_jpeg --limit 5000 --epochs 20 --eval-every 10 --schedule constant "
          "--final-bn none --no-predictor-bias --lr 0.2 --pred-lr 1")
 # Slower heads did as well on `patches`; these rows were trained with faster ones.
-BIAS, HEAD = "--pred-lr 50", "--pred-lr 100"
+BIAS, HEAD = "--pred-lr 50", "--pred-lr 100 --pred-weight-decay 0"
+TIAN, WANG, JING = "Tian, DirectPred", "Wang", "Jing"
 CIFAR = (
-    ("SimSiam", "simsiam.py", "no collapse", learns),
-    ("BYOL", "byol.py", "no collapse", learns),
-    ("DirectPred", PRED, "85.21", above("trained W_p", 3)),
-    ("DirectCopy", f"{PRED} --predictor directcopy", "84.02", above("trained W_p", 3)),
-    ("trained W_p", f"{PRED} --predictor sgd", "84.49", None),
-    ("SimCLR mlp", f"{CLR} --projector mlp", "66.5", above("DirectCLR")),
-    ("SimCLR linear", f"{CLR} --projector linear", "61.1", above("SimCLR none")),
-    ("DirectCLR", CLR, "62.7", above("SimCLR linear")),
-    ("DirectCLR decay 1e-6", f"{CLR} --weight-decay 1e-6", "62.7", above("SimCLR linear")),
-    ("SimCLR none", f"{CLR} --projector none", "51.5, lowest", below("SimCLR linear", 5)),
-    ("naive", f"{MIRROR} --variant naive --final-bn none", "collapse, 1", complete),
-    ("mirror", f"{MIRROR} --variant mirror --final-bn none", "collapse, 1", complete),
-    ("symmetric", f"{MIRROR} --variant symmetric --final-bn none", "collapse, 1", complete),
-    ("inverse", f"{MIRROR} --variant inverse", "no collapse", not_complete),
-    ("bias", f"{MIRROR} --variant bias --final-bn none {BIAS}", "49.82", not_complete),
-    ("identity head", f"{MIRROR} --variant identity {HEAD}", "no collapse", learns),
-    ("supervised", "supervised.py", "", None))
+    ("SimSiam", "simsiam.py", "Chen & He, 4", "no collapse", learns),
+    ("BYOL", "byol.py", "Zhang, 1", "no collapse", learns),
+    ("DirectPred", PRED, TIAN, "85.21", AsGood("trained W_p")),
+    ("DirectCopy", f"{PRED} --predictor directcopy", TIAN, "84.02", AsGood("trained W_p")),
+    ("trained W_p", f"{PRED} --predictor sgd", TIAN, "84.49"),
+    ("SimCLR mlp", f"{CLR} --projector mlp", JING, "66.5", above("DirectCLR")),
+    ("SimCLR linear", f"{CLR} --projector linear", JING, "61.1", above("SimCLR none")),
+    ("DirectCLR", CLR, JING, "62.7", above("SimCLR linear")),
+    ("DirectCLR decay 1e-6", f"{CLR} --weight-decay 1e-6"),
+    ("SimCLR none", f"{CLR} --projector none", JING, "51.5, lowest",
+     below("SimCLR mlp", "SimCLR linear", "DirectCLR")),
+    ("naive", f"{MIRROR} --variant naive --final-bn none", "Zhang, Table 2", "collapse, 1",
+     complete),
+    ("mirror", f"{MIRROR} --variant mirror --final-bn none", "Zhang, Table 2", "collapse, 1",
+     complete),
+    ("symmetric", f"{MIRROR} --variant symmetric --final-bn none", "Zhang, Table 2", "collapse, 1",
+     complete),
+    ("inverse", f"{MIRROR} --variant inverse", "Zhang, Fig. 3", "no collapse", not_complete),
+    ("bias", f"{MIRROR} --variant bias --final-bn none {BIAS}", "Zhang, Table 5", "49.82",
+     not_complete),
+    ("identity head", f"{MIRROR} --variant identity {HEAD}", "Wen & Li", "no collapse", learns),
+    ("supervised", "supervised.py"))
 TABLES = {
-    "simsiam": Table("chen_he", "Chen & He: SimSiam does not collapse", 2, "simsiam.py", [
-        ("simsiam", "", "no collapse", learns)], "verdict knn linear std effective_rank"),
-    "byol": Table(
-        "tian", "Tian et al.: BYOL needs predictor and stop-gradient, hardly its slow target", 15,
-        "byol.py", [
-            ("byol", "", "no collapse", learns),
-            ("no predictor", "--predictor none", "collapse", collapses),
-            ("neither", "--predictor none --ema 0", "collapse", collapses),
-            ("no stop-gradient", "--no-stopgrad", "collapse", collapses),
-            ("ema 0", "--ema 0", "no collapse", learns),
-            *((f"ema {m}", f"--ema {m}", "", None) for m in (0.5, 0.9, 0.98)),
-            ("ema 1 (frozen)", "--ema 1", "no collapse", not_complete)]),
-    "mirror": Table("zhang", "Zhang et al., Wen & Li: which Siamese nets collapse", 25, MIRROR, [
-        ("simsiam", "--variant simsiam --final-bn none", "66.62", not_complete),
-        ("simsiam_bn", "--variant simsiam --final-bn noaffine", "66.62", not_complete),
-        ("no_stopgrad", "--variant no_stopgrad --final-bn none", "collapse", complete),
-        ("naive", "--variant naive --final-bn none", "collapse, 1", complete),
-        ("mirror", "--variant mirror --final-bn none", "collapse, 1", complete),
-        ("symmetric", "--variant symmetric --final-bn none", "collapse, 1", complete),
-        ("inverse", "--variant inverse", "no collapse", not_complete),
-        ("moving_average", f"{MORE} --variant moving_average", "46.57", not_complete),
-        ("same_batch10", f"{MORE} --variant same_batch --n-aug 10 --epochs 6 --final-bn none",
-         "collapse, 1", complete),
-        ("same_batch25", f"{MORE} --variant same_batch --n-aug 25 --epochs 2 --final-bn none",
-         "collapse, 1", complete),
-        ("two_fc", f"{MORE} --variant two_fc", "66.7", not_complete),
-        ("tanh_fc", f"{MORE} --variant tanh_fc", "64.82", not_complete),
-        ("bias", "--variant bias --final-bn none", "49.82", not_complete),
-        ("bn_after_l2", f"{MORE} --variant bn_after_l2", "no collapse", not_complete),
-        ("whitening", f"{MORE} --variant whitening", "no collapse", learns),
-        ("bn_before_l2", "--variant naive --final-bn noaffine", "collapse", complete),
-        ("linear", f"{MORE} --variant linear", "no collapse", learns),
-        ("identity_full", f"{MORE} --variant identity_full", "no collapse", learns),
-        ("identity", "--variant identity", "no collapse", learns),
-        ("identity_symmetric", f"{MORE} --variant identity_symmetric", "", None),
-        ("identity_frozen", "--variant identity_frozen", "collapse", collapses),
+    "simsiam": Table("chen_he", "Does SimSiam collapse?", 2, "simsiam.py", [
+        Row("simsiam", "", "Chen & He, 4", "no collapse", learns)
+    ], "verdict knn linear std effective_rank"),
+    "byol": Table("tian", "Which parts does BYOL need?", 15, "byol.py", [
+        Row("byol", "", "Zhang, 1", "no collapse", learns),
+        Row("no predictor", "--predictor none", "Tian, Part I", "collapse", collapses),
+        Row("neither", "--predictor none --ema 0", "Zhang, 2.1", "collapse", collapses),
+        Row("no stop-gradient", "--no-stopgrad", "Tian, Part I", "collapse", collapses),
+        Row("ema 0", "--ema 0", "Zhang, 1", "no collapse", learns),
+        *(Row(f"ema {m}", f"--ema {m}") for m in (0.5, 0.9, 0.98)),
+        Row("ema 1 (frozen)", "--ema 1")]),
+    "mirror": Table("zhang", "Which Siamese nets collapse?", 25, MIRROR, [
+        Row("simsiam", "--variant simsiam --final-bn none", "Zhang, Table 2", "66.62",
+            not_complete),
+        Row("simsiam_bn", "--variant simsiam --final-bn noaffine", "Zhang, Table 2", "66.62",
+            not_complete),
+        Row("no_stopgrad", "--variant no_stopgrad --final-bn none", "Chen & He, 4", "collapse",
+            complete),
+        Row("naive", "--variant naive --final-bn none", "Zhang, Table 2", "collapse, 1", complete),
+        Row("mirror", "--variant mirror --final-bn none", "Zhang, Table 2", "collapse, 1",
+            complete),
+        Row("symmetric", "--variant symmetric --final-bn none", "Zhang, Table 2", "collapse, 1",
+            complete),
+        Row("inverse", "--variant inverse", "Zhang, Fig. 3", "no collapse", not_complete),
+        # the paper's std, 0.0108, is 0.49 of 1 / sqrt(2048), which is 1 in our column
+        Row("moving_average", f"{MORE} --variant moving_average", "Zhang, Table 1",
+            "46.57, std 0.49", lambda run, rows: run["std"] > 0.2),
+        Row("same_batch10", f"{MORE} --variant same_batch --n-aug 10 --epochs 6 --final-bn none",
+            "Zhang, Table 1", "collapse, 1", complete),
+        Row("same_batch25", f"{MORE} --variant same_batch --n-aug 25 --epochs 2 --final-bn none",
+            "Zhang, Table 1", "collapse, 1", complete),
+        Row("two_fc", f"{MORE} --variant two_fc", "Zhang, Table 5", "66.7, comparable",
+            AsGood("simsiam_bn")),
+        Row("tanh_fc", f"{MORE} --variant tanh_fc", "Zhang, Table 5", "64.82, comparable",
+            AsGood("simsiam_bn")),
+        Row("bias", "--variant bias --final-bn none", "Zhang, Table 5", "49.82", not_complete),
+        Row("bn_after_l2", f"{MORE} --variant bn_after_l2", "Zhang, 4", "no collapse",
+            not_complete),
+        Row("whitening", f"{MORE} --variant whitening", "Zhang, 3.3", "no collapse", not_complete),
+        Row("bn_before_l2", "--variant naive --final-bn noaffine", "Zhang, 4", "collapse",
+            collapses),
+        Row("linear", f"{MORE} --variant linear", "Wen & Li", "no collapse", learns),
+        Row("identity_full", f"{MORE} --variant identity_full", "Wen & Li", "no collapse", learns),
+        Row("identity", "--variant identity", "Wen & Li", "no collapse", learns),
+        Row("identity_symmetric", f"{MORE} --variant identity_symmetric"),
+        Row("identity_frozen", "--variant identity_frozen", "Wen & Li, Theorem 3", "collapse",
+            collapses),
     ], "verdict knn m_o effective_rank m_o_P"),
-    "controls": Table("zhang", "Zhang et al., section 4: what a simple predictor needs", 10, MORE, [
-        ("simsiam", f"{MIRROR} --variant simsiam", "66.9", None),
-        ("MSE without l2", "--variant mse --final-bn none", "works poorly", below("simsiam", 5)),
-        ("MSE without l2 after a BN", "--variant mse --final-bn noaffine", "works poorly",
-         below("simsiam", 5)),
-        ("tanh(FC)", "--variant tanh_fc", "64.82", not_complete),
-        ("FC", "--variant fc", "difficult to train", below("tanh(FC)")),
-        ("FC of z", "--variant fc_of_z", "fails", below("tanh(FC)")),
-        ("bias", f"{MIRROR} --variant bias {BIAS}", "49.82", not_complete),
-        ("bias of z", "--variant bias_of_z", "fails", collapses),
-        ("stop-gradient alone", "--variant moving_average --bank-momentum 0", "fails", collapses)]),
-    "conjecture": Table(
-        "zhang", "Zhang et al., Fig. 4: the centre's gradient collapses, the residual's spreads", 4,
-        PARTS, [
-            (f"{loss} from {start}", f"--loss {before}{loss}:1 --schedule constant --final-bn none",
-             says, claim)
-            for start, before in (("init", ""), ("SimSiam", "simsiam:3+"))
-            for loss, says, claim in (("centre", "m_o rises", moves("m_o", 0.1, 1)),
-                                      ("residual", "m_o falls", moves("m_o", -1, -0.1)),
-                                      ("residual_b", "m_o falls less",
-                                       falls_less("residual", start)),
-                                      ("random", "little change", moves("m_o", -0.1, 0.1)))
-        ], "m_o_before m_o m_r_before m_r_highest m_r", ours="--lr 0.4", **STEPS),
-    "triplet": Table(
-        "zhang", "Zhang et al., Table 3: with one negative o_e prevents collapse", 3, PARTS, [
-            ("Z_b + o_e + r_e", "--loss triplet", "36.21", not_complete),
-            ("Z_b + o_e", "--loss triplet --without r_e", "47.41, higher",
-             above("Z_b + o_e + r_e")),
-            ("Z_b + r_e", "--loss triplet --without o_e", "collapse, 1", complete),
-        ], "verdict linear m_o m_r effective_rank", **STEPS),
+    "controls": Table("zhang", "What does a simple predictor need?", 10, MORE, [
+        Row("simsiam", f"{MIRROR} --variant simsiam", "Zhang, Table 5", "66.9"),
+        Row("MSE without l2", "--variant mse --final-bn none", "Zhang, 4", "works poorly",
+            below("simsiam", points=5)),
+        Row("MSE without l2 after a BN", "--variant mse --final-bn noaffine", "Zhang, 4",
+            "works poorly", below("simsiam", points=5)),
+        Row("tanh(FC)", "--variant tanh_fc", "Zhang, Table 5", "64.82, comparable",
+            AsGood("simsiam")),
+        Row("FC", "--variant fc", "Zhang, 4", "difficult to train", below("simsiam", points=5)),
+        Row("FC of z", "--variant fc_of_z", "Zhang, 4", "fails", below("simsiam", points=5)),
+        Row("bias", f"{MIRROR} --variant bias {BIAS}", "Zhang, Table 5", "49.82", not_complete),
+        Row("bias of z", "--variant bias_of_z", "Zhang, 4", "fails", collapses),
+        Row("stop-gradient alone", "--variant moving_average --bank-momentum 0", "Zhang, 2.1",
+            "fails", collapses)]),
+    "conjecture": Table("zhang", "Which gradient causes collapse?", 4, PARTS, [
+        Row(f"{loss} from {start}", f"--loss {before}{loss}:1 --schedule constant --final-bn none",
+            place, says, rule)
+        for start, before in (("init", ""), ("SimSiam", "simsiam:3+"))
+        for loss, place, says, rule in (
+            ("centre", "Zhang, Fig. 4", "m_o rises", moves("m_o", 0.1, 1)),
+            ("residual", "Zhang, Fig. 4", "m_o falls", moves("m_o", -1, -0.1)),
+            ("residual_b", "Zhang, 3.1", "m_o falls less", falls_less("residual", start)),
+            ("random", "Zhang, Fig. 4", "small influence", moves_little(start)))
+    ], "m_o_before m_o m_r_before m_r_highest m_r", ours="--lr 0.4", **STEPS),
+    "triplet": Table("zhang", "Which half of a negative's gradient prevents collapse?", 3, PARTS, [
+        Row("Z_b + o_e + r_e", "--loss triplet", "Zhang, Table 3", "36.21", not_complete),
+        Row("Z_b + o_e", "--loss triplet --without r_e", "Zhang, Table 3", "47.41, higher",
+            above("Z_b + o_e + r_e")),
+        Row("Z_b + r_e", "--loss triplet --without o_e", "Zhang, Table 3", "collapse, 1", complete),
+    ], "verdict linear m_o m_r effective_rank", **STEPS),
     "simsiam-components": Table(
-        "zhang", "Zhang et al., Table 4: in SimSiam o_e or r_e prevents collapse", 7, PARTS, [
-            ("P_b + o_e + r_e", "--loss simsiam", "66.62", p_not_complete),
-            ("P_b + o_e", "--without r_e", "48.08, lower", below("P_b + o_e + r_e")),
-            ("P_b + r_e", "--without o_e", "66.15", above("P_b + o_e + r_e", 5)),
-            ("P_b", "--without both", "collapse, 1", p_complete),
-            *((f"{arm} (h: SimSiam)", f"--without {part} --predictor-loss simsiam", says, claim)
-              for arm, part, says, claim in (("P_b + o_e", "r_e", "48.08", p_not_complete),
-                                             ("P_b + r_e", "o_e", "66.15", p_not_complete),
-                                             ("P_b", "both", "collapse, 1", p_complete)))
+        "zhang", "Which half of SimSiam's extra gradient prevents collapse?", 7, PARTS, [
+            Row("P_b + o_e + r_e", "--loss simsiam", "Zhang, Table 4", "66.62", p_not_complete),
+            Row("P_b + o_e", "--without r_e", "Zhang, Table 4", "48.08, lower",
+                below("P_b + o_e + r_e")),
+            Row("P_b + r_e", "--without o_e", "Zhang, Table 4", "66.15, comparable",
+                AsGood("P_b + o_e + r_e")),
+            Row("P_b", "--without both", "Zhang, Table 4", "collapse, 1", p_complete),
+            *(Row(f"{arm} (h: SimSiam)", f"--without {part} --predictor-loss simsiam")
+              for arm, part in (("P_b + o_e", "r_e"), ("P_b + r_e", "o_e"), ("P_b", "both")))
         ], "verdict_P m_o_P m_o knn linear", "m_o m_o_P", "steps.csv"),
-    "center": Table(
-        "zhang", "Zhang et al., Fig. 5a: SimSiam's extra gradient removes part of the centre", 2,
-        PARTS, [
-            ("SimSiam", "--loss simsiam:5 --schedule constant", "eta_p about -0.5",
-             lambda run, rows: -0.7 < run["eta_p"] < -0.3),
-            ("Mirror SimSiam", "--loss mirror:3 --schedule constant", "eta_z about 0.2",
-             lambda run, rows: 0 < run["eta_z"] < 0.4),
-        ], "m_o m_r eta_p eta_z", "eta_p eta_z", "steps.csv"),
-    "recover": Table("zhang", "Zhang et al., Fig. 5b: de-correlation undoes a collapse", 3, PARTS, [
-        (f"of z{kind.replace('_', ' ')}",
-         f"--loss simsiam:5+naive:1+decorrelate{kind}:2 --schedule constant", "undone",
-         moves("effective_rank", 1, 999)) for kind in ("", "_standardised", "_normalised")
-    ], "m_o_before m_o m_r effective_rank_before effective_rank", "m_r covariance",
+    "center": Table("zhang", "How much of the centre is in the extra gradient?", 2, PARTS, [
+        Row("SimSiam", "--loss simsiam:5 --schedule constant", "Zhang, Fig. 5a",
+            "eta_p negative, -0.5", lambda run, rows: run["eta_p"] < -0.1),
+        Row("Mirror SimSiam", "--loss mirror:3 --schedule constant", "Zhang, Fig. 5a",
+            "eta_z positive, 0.2", lambda run, rows: run["eta_z"] > 0),
+    ], "m_o m_r eta_p eta_z", "eta_p eta_z", "steps.csv"),
+    "recover": Table("zhang", "Does de-correlation undo a collapse?", 3, PARTS, [
+        Row(f"of z{kind.replace('_', ' ')}",
+            f"--loss simsiam:5+naive:1+decorrelate{kind}:2 --schedule constant", *claim)
+        for kind, *claim in (
+            ("", "Zhang, Fig. 5b", "m_r rises",
+             lambda run, rows: run["m_r_highest"] > run["m_r_before"] + 0.1),
+            ("_standardised", "Zhang, Fig. 5b", "m_r rises",
+             lambda run, rows: run["m_r_highest"] > run["m_r_before"] + 0.1),
+            ("_normalised",))
+    ], "m_r_before m_r_highest effective_rank_before effective_rank", "m_r covariance",
         "steps.csv", "--lr 0.4"),
-    "infonce": Table(
-        "zhang", "Zhang et al., Fig. 5c, 6: InfoNCE's residual part de-correlates", 5, PARTS, [
-            ("SimSiam", "--loss simsiam", "covariance low", below("without r_e", 0, "covariance")),
-            ("InfoNCE", "--loss infonce", "covariance low", below("without r_e", 0, "covariance")),
-            ("without r_e", "--loss infonce --without r_e", "accuracy drops", below("InfoNCE")),
-            ("InfoNCE batch 8", "--loss infonce --batch-size 8 --epochs 3",
-             "cos_r highest at 0.1, 0.2", lambda run, rows: max(
-                 (key for key in run if key.startswith("cos_r_")), key=run.get)
-             in ("cos_r_0.1", "cos_r_0.2")),
-        ], "linear covariance cos_r_0.1 cos_r_0.5 cos_r_5.0", "covariance m_o", "steps.csv"),
-    "bias": Table("zhang", "Zhang et al., A.8: how long a bias predictor becomes", 1, PARTS, [
-        ("bias", "--loss bias:5 --schedule constant --final-bn none", "b = (1 - m) / m o",
-         lambda run, rows: run["b_cos"] > 0.97 and abs(run["b_theory"] / run["b"] - 1) < 0.05),
+    "infonce": Table("zhang", "Does InfoNCE's residual gradient de-correlate?", 5, PARTS, [
+        Row("SimSiam", "--loss simsiam", "Zhang, Fig. 6", "covariance low",
+            below("without r_e", key="covariance")),
+        Row("InfoNCE", "--loss infonce", "Zhang, Fig. 5c", "cosine high for a wide range of tau",
+            decorrelates),
+        Row("without r_e", "--loss infonce --without r_e", "Zhang, Fig. 6",
+            "covariance high, accuracy drops", lambda run, rows:
+            run["linear"] < rows["InfoNCE"]["linear"]
+            and run["covariance"] > rows["InfoNCE"]["covariance"]),
+        Row("InfoNCE batch 8", "--loss infonce --batch-size 8 --epochs 3"),
+    ], "linear covariance cos_r_0.1 cos_r_0.5 cos_r_5.0", "covariance m_o", "steps.csv"),
+    "bias": Table("zhang", "How long does a bias predictor become?", 1, PARTS, [
+        Row("bias", "--loss bias:5 --schedule constant --final-bn none", "Zhang, A.8, Table 6",
+            "b = (1 - m) / m o, cosine 0.99", lambda run, rows:
+            run["b_cos"] > 0.97 and abs(run["b_theory"] / run["b"] - 1) < 0.05),
     ], "m_o m_r b b_theory b_cos", "b b_theory", "steps.csv", "--lr 0.4"),
-    "temperature": Table(
-        "zhang", "Zhang et al., Fig. 8: a higher temperature leaves more correlation", 10, CLR, [
-            (f"tau {tau}", f"--projector mlp --temperature {tau}", "covariance rises",
-             above(f"tau {before}", 0, "covariance") if before else None)
-            for before, tau in zip((0, 0.05, 0.1, 0.2, 0.5, 1), (0.05, 0.1, 0.2, 0.5, 1, 5))
-        ], "verdict knn linear m_o covariance"),
-    "scan": Table("wen_li", "Wen & Li: a head's off-diagonal weights rise, then fall", 15, MIRROR, [
-        (f"rate {rate:g} decay {decay:g}",
-         f"--variant identity --pred-lr {rate:g} --pred-weight-decay {decay:g}",
-         "E rises and falls", lambda run, rows: run["E_mean"] < run["E_mean_1"])
-        for decay in (0, 5e-4) for rate in (1, 10, 100, 1000)] + [
-        (f"{dim} dimensions rate {rate}",                  # few neurons for each feature
-         f"--variant identity --data strong_weak --proj-dim {dim} --pred-lr {rate}",
-         "E rises and falls", lambda run, rows: run["E_mean"] < run["E_mean_1"])
+    "temperature": Table("zhang", "Does a higher temperature leave more correlation?", 10, CLR, [
+        Row(f"tau {tau}", f"--data patches --projector mlp --temperature {tau}",
+            *(("Zhang, Fig. 8", "covariance rises", above(f"tau {before}", key="covariance"))
+              if before else ()))
+        for before, tau in ((0, 0.05), (0, 0.1), (0, 0.2), (0.2, 0.5), (0.5, 1), (1, 5))
+    ], "verdict knn linear m_o covariance"),
+    "scan": Table("wen_li", "Do a head's off-diagonal weights rise and fall?", 15, MIRROR, [
+        Row(f"rate {rate:g} decay {decay:g}",
+            f"--variant identity --pred-lr {rate:g} --pred-weight-decay {decay:g}",
+            *(("Wen & Li", "E rises and falls", rises_and_falls) if claim else ()))
+        for rate, decay, claim in (
+            *((rate, 0, False) for rate in (1, 10, 100, 1000)), (1, 5e-4, False),
+            (10, 5e-4, True), (100, 5e-4, True), (1000, 5e-4, False))] + [
+        Row(f"{dim} dimensions rate {rate}",               # few neurons for each feature
+            f"--variant identity --data strong_weak --proj-dim {dim} --pred-lr {rate} "
+            "--pred-weight-decay 0")
         for dim, rate in ((4, 100), (10, 1), (10, 10), (10, 100), (32, 10))
     ], "E_mean_1 E_mean verdict effective_rank knn", "E_max E_mean E_asym effective_rank knn m_o"),
-    "phases": Table(
-        "wen_li", "Wen & Li: a trained head learns the weak feature too, a frozen one less", 7,
-        MIRROR, [
-            (label, f"{flags} --data strong_weak --epochs 24", says, claim)
-            for label, flags, says, claim in (
-                ("identity head", f"--variant identity {HEAD}", "both learnt", both_learnt),
-                ("identity head of 10", "--variant identity --proj-dim 10 --pred-lr 10",
-                 "both learnt", both_learnt),
-                ("frozen head", f"--variant identity_frozen {HEAD}", "less of the weak one",
-                 below("identity head", 0, WEAK_Z)))
-        ], "verdict E_mean linear_z linear_z_weak effective_rank",
+    "phases": Table("wen_li", "Does a trained head learn the weak feature too?", 7, MIRROR, [
+        Row("identity head", "--variant identity --data strong_weak --epochs 24",
+            "Wen & Li, Theorem 1", "both learnt", both_learnt),
+        Row("without decay", "--variant identity --pred-weight-decay 0 --data strong_weak "
+            "--epochs 24"),
+        Row("frozen head", "--variant identity_frozen --data strong_weak --epochs 24",
+            "Wen & Li, Theorem 3", "only the strong one", below("identity head", key=WEAK_Z))
+    ], "E_mean_1 E_mean linear_z linear_z_weak effective_rank",
         "knn knn_weak E_mean effective_rank"),
-    "predictor": Table(
-        "tian", "Tian et al., Wang et al.: a predictor that is set, not trained, is as good", 15,
-        PRED, [
-            ("trained", "--predictor sgd", "84.49", None),
-            ("trained 2 layers", "--predictor sgd --predictor-layers 2", "rank bounces back",
-             lambda run, rows: run["effective_rank"] > 1.3 * run["effective_rank_lowest"]),
-            ("DirectPred", "--predictor directpred", "85.21", above("trained", 3)),
-            ("DirectPred freq 5", "--predictor directpred --freq 5", "84.93", above("trained", 3)),
-            ("DirectCopy", "--predictor directcopy", "84.02", above("trained", 3)),
-            ("least squares", "--predictor optimal", "40.67 (STL-10)", below("trained", 5)),
-            ("DirectPred no EMA", "--predictor directpred --ema 0", "", None),
-        ], "linear effective_rank effective_rank_lowest align commutator",
+    "predictor": Table("tian", "Is a predictor that is set as good as a trained one?", 15, PRED, [
+        Row("trained", "--predictor sgd", TIAN, "84.49"),
+        Row("trained 2 layers", "--predictor sgd --predictor-layers 2", "Tian, slides",
+            "rank bounces back",
+            lambda run, rows: run["effective_rank"] > 1.3 * run["effective_rank_lowest"]),
+        Row("DirectPred", "--predictor directpred", TIAN, "85.21", AsGood("trained")),
+        Row("DirectPred freq 5", "--predictor directpred --freq 5", TIAN, "84.93",
+            AsGood("trained")),
+        Row("DirectCopy", "--predictor directcopy", WANG, "84.02", AsGood("trained")),
+        Row("least squares", "--predictor optimal", "Tian, Table 1", "40.67 (STL-10)",
+            below("trained", points=5)),
+        Row("DirectPred no EMA", "--predictor directpred --ema 0"),
+    ], "linear effective_rank effective_rank_lowest align commutator",
         "effective_rank align commutator asymmetry"),
-    "alpha": Table("tian", "Tian et al., Wang et al.: DirectSet's exponent and floor", 20, PRED, [
-        (label, f"--predictor directset {flags}", number, claim)
-        for label, flags, number, claim in (
-            ("alpha 2", "--alpha 2", "82.96, lowest", below("alpha 0.5")),
-            ("alpha 1", "--alpha 1", "84.02", above("alpha 2")),
-            ("alpha 0.5", "--alpha 0.5", "84.88", above("alpha 2")),
-            ("alpha 0.25", "--alpha 0.25", "84.78", above("alpha 2")),
-            ("eps 0", "--eps 0", "76.77 (STL-10)", above("alpha 0.5", 3)),
-            ("eps 0.01", "--eps 0.01", "77.11 (STL-10)", above("alpha 0.5", 3)),
-            ("eps 0.5", "--eps 0.5", "75.06 (STL-10), lowest", below("alpha 0.5")),
-            ("rho 0", "--rho 0", "", None))                # F of the last batch alone
+    "alpha": Table("tian", "How much do DirectSet's exponent and floor matter?", 20, PRED, [
+        Row(label, f"--predictor directset {flags}", *claim) for label, flags, *claim in (
+            ("alpha 2", "--alpha 2", WANG, "82.96"),
+            ("alpha 1", "--alpha 1", WANG, "84.02", AsGood("alpha 0.5")),
+            ("alpha 0.5", "--alpha 0.5", WANG, "84.88"),
+            ("alpha 0.25", "--alpha 0.25", WANG, "84.78", AsGood("alpha 0.5")),
+            ("eps 0", "--eps 0", "Tian, Table 8", "76.77 (STL-10)", AsGood("alpha 0.5")),
+            ("eps 0.01", "--eps 0.01", "Tian, Table 8", "77.11 (STL-10)", AsGood("alpha 0.5")),
+            ("eps 0.5", "--eps 0.5", "Tian, Table 8", "75.06 (STL-10)"),
+            ("rho 0", "--rho 0"))                          # F of the last batch alone
     ], SET),
-    "weight-decay": Table("tian", "Wang et al.: DirectCopy needs a little weight decay", 10, PRED, [
-        (f"decay {d}", f"--predictor directcopy --weight-decay {d}", number, claim)
-        for d, number, claim in (
-            ("0", "79.15, lower", below("decay 4e-4", 2)), ("4e-4", "84.02", None),
-            ("1e-3", "83.91", above("decay 4e-4", 2)), ("1e-2", "65.31", below("decay 4e-4", 5)))
+    "weight-decay": Table("tian", "Does DirectCopy need a little weight decay?", 10, PRED, [
+        Row(f"decay {d}", f"--predictor directcopy --weight-decay {d}", WANG, says, *rule)
+        for d, says, *rule in (
+            ("0", "79.15, lower", below("decay 4e-4")), ("4e-4", "84.02"),
+            ("1e-3", "83.91", AsGood("decay 4e-4")),
+            ("1e-2", "65.31", below("decay 4e-4", points=5)))
     ], SET),
-    "symmetric": Table("tian", "Tian et al.: a symmetric predictor needs a slow target", 15, PRED, [
-        (label, f"--predictor {flags} --pred-weight-decay 5e-3 {NO_BN}", says, claim)
-        for label, flags, says, claim in (
-            ("symmetric EMA", "symmetric --weight-decay 5e-3", "75.09", above("regular EMA", 5)),
-            ("regular EMA", "sgd --weight-decay 5e-3", "74.51", None),
-            ("symmetric no EMA", "symmetric --weight-decay 5e-3 --ema 0", "36.62",
-             below("regular no EMA", 5)),
-            ("regular no EMA", "sgd --weight-decay 5e-3 --ema 0", "72.85",
-             above("regular EMA", 5)),
-            ("symmetric no EMA decay of W_p alone", "symmetric --weight-decay 0 --ema 0", "71.1",
-             above("symmetric no EMA", -5)))               # by more than 5 points
+    "symmetric": Table("tian", "Does a symmetric predictor need a slow target?", 15, PRED, [
+        Row(label, f"--predictor {flags} --pred-weight-decay 5e-3 {NO_BN}", place, says, *rule)
+        for label, flags, place, says, *rule in (
+            ("symmetric EMA", "symmetric --weight-decay 5e-3", "Tian, Part II", "75.09",
+             AsGood("regular EMA")),
+            ("regular EMA", "sgd --weight-decay 5e-3", "Tian, Part II", "74.51"),
+            ("symmetric no EMA", "symmetric --weight-decay 5e-3 --ema 0", "Tian, Part II", "36.62",
+             below("regular no EMA", points=10)),
+            ("regular no EMA", "sgd --weight-decay 5e-3 --ema 0", "Tian, Part II", "72.85",
+             above("symmetric no EMA", points=10)),
+            ("symmetric no EMA decay of W_p alone", "symmetric --weight-decay 0 --ema 0",
+             "Tian, Table 5", "71.1", above("symmetric no EMA", points=5)))
     ], SET),
-    "directset": Table(
-        "tian", "Tian et al., Wang et al.: setting the predictor, in Tian et al.'s own regime", 35,
-        PRED, [
-            (label, f"--predictor {flags} --weight-decay {decay} --pred-weight-decay 5e-3 {NO_BN}",
-             says, claim) for label, flags, decay, says, claim in (
-                ("trained", "sgd", 5e-3, "84.49", None),
-                ("DirectPred", "directpred", 5e-3, "85.21", above("trained", 3)),
-                ("DirectPred F centred", "directpred --center", 5e-3, "lower",
-                 below("DirectPred", 5)),
-                ("alpha 2", "directset --alpha 2", 5e-3, "82.96, lowest", below("DirectPred")),
-                ("alpha 0.25", "directset --alpha 0.25", 5e-3, "84.78", above("DirectPred", 3)),
-                ("eps 0", "directpred --eps 0", 5e-3, "76.77 (STL-10)", above("DirectPred", 3)),
-                ("eps 0.5", "directpred --eps 0.5", 5e-3, "75.06 (STL-10), lowest",
+    "directset": Table("tian", "A predictor that is set, in Tian et al.'s own regime", 35, PRED, [
+        Row(label, f"--predictor {flags} --weight-decay {decay} --pred-weight-decay 5e-3 {NO_BN}",
+            place, says, *rule) for label, flags, decay, place, says, *rule in (
+                ("trained", "sgd", 5e-3, TIAN, "84.49"),
+                ("DirectPred", "directpred", 5e-3, TIAN, "85.21", AsGood("trained")),
+                ("DirectPred F centred", "directpred --center", 5e-3, "Tian, 4", "lower",
                  below("DirectPred")),
-                ("least squares", "optimal", 5e-3, "40.67 (STL-10)", below("trained", 5)),
-                ("DirectCopy", "directcopy", 5e-3, "84.02", above("trained", 3)),
-                ("DirectCopy no decay", "directcopy", 0, "79.15, lower", below("DirectCopy", 2)),
-                ("DirectCopy decay x 2.5", "directcopy", 0.0125, "83.91", above("DirectCopy", 2)),
-                ("DirectCopy decay x 25", "directcopy", 0.125, "65.31", below("DirectCopy", 5)))
+                ("alpha 2", "directset --alpha 2", 5e-3, WANG, "82.96, lowest",
+                 below("DirectCopy", "DirectPred", "alpha 0.25")),
+                ("alpha 0.25", "directset --alpha 0.25", 5e-3, WANG, "84.78",
+                 AsGood("DirectPred")),
+                ("eps 0", "directpred --eps 0", 5e-3, "Tian, Table 8", "76.77 (STL-10)",
+                 AsGood("DirectPred")),
+                ("eps 0.5", "directpred --eps 0.5", 5e-3, "Tian, Table 8",
+                 "75.06 (STL-10), lowest", below("DirectPred", "eps 0")),
+                ("least squares", "optimal", 5e-3, "Tian, Table 1", "40.67 (STL-10)",
+                 below("trained", points=5)),
+                ("DirectCopy", "directcopy", 5e-3, WANG, "84.02", AsGood("trained")),
+                ("DirectCopy no decay", "directcopy", 0, WANG, "79.15, lower",
+                 below("DirectCopy")),
+                ("DirectCopy decay x 2.5", "directcopy", 0.0125, WANG, "83.91",
+                 AsGood("DirectCopy")),
+                ("DirectCopy decay x 25", "directcopy", 0.125, WANG, "65.31",
+                 below("DirectCopy", points=5)))
         ], SET),
-    "directclr": Table("jing", "Jing et al.: which projector gives the best features r", 6, CLR, [
-        ("mlp", "--projector mlp", "66.5", above("direct")),
-        ("linear", "--projector linear", "61.1", above("none")),
-        ("direct", "--projector direct", "62.7", above("linear")),
-        ("none", "--projector none", "51.5, lowest", below("linear", 5)),
-    ], "linear linear_first linear_rest test_rank_r test_rank_z", "r z", "spectrum.csv"),
-    "d0": Table("jing", "Jing et al.: how many dimensions of r the loss should see", 10, CLR, [
-        (f"d0 {d0}", f"--d0 {d0}", says, claim) for d0, says, claim in (
-            (6, "", None), (12, "", None), (17, "62.7, of r[:d0] 47.9", lambda run, rows:
-                                            probe(run, "_first") < probe(run) - 5),
-            (24, "", None), (48, "", None),
-            (96, "51.5, lower", lambda run, rows: probe(run) < probe(rows["d0 17"])))
+    "directclr": Table("jing", "Which projector spares the weak feature?", 16, CLR, [
+        Row("mlp", "--projector mlp", JING, "66.5", above("DirectCLR", key=WEAK)),
+        Row("linear", "--projector linear", JING, "61.1", above("none", key=WEAK)),
+        Row("linear 17", "--projector linear --proj-dim 17", JING, "61.1",
+            above("none", key=WEAK)),
+        Row("DirectCLR", "--projector direct", JING, "62.7", AsGood("linear 17", key=WEAK)),
+        Row("none", "--projector none", JING, "51.5, lowest",
+            below("mlp", "linear", "linear 17", "DirectCLR", key=WEAK)),
+    ], "linear linear_weak linear_first_weak linear_rest_weak test_rank_r", "r z", "spectrum.csv"),
+    "bottleneck": Table("jing", "The same on fresh seeds", 9, CLR, [
+        Row("linear 17", "--projector linear --proj-dim 17", JING, "61.1",
+            above("none", key=WEAK)),
+        Row("DirectCLR", "--projector direct", JING, "62.7", AsGood("linear 17", key=WEAK)),
+        Row("none", "--projector none", JING, "51.5, lowest",
+            below("linear 17", "DirectCLR", key=WEAK)),
+    ], "linear linear_weak linear_first_weak linear_rest_weak test_rank_r", "r z", "spectrum.csv"),
+    "d0": Table("jing", "How many dimensions of r should the loss see?", 10, CLR, [
+        Row(f"d0 {d0}", f"--d0 {d0}", *claim) for d0, *claim in (
+            (6,), (12,),
+            (17, "Jing, ablation", "62.7, of r[:d0] 47.9",
+             lambda run, rows: run["linear_first_weak"] < run[WEAK] - 5),
+            (24,), (48,), (96, JING, "51.5, lower", below("d0 17", key=WEAK)))
+    ], "linear linear_weak linear_first_weak linear_rest_weak"),
+    "mode": Table("jing", "Must the loss always see the same dimensions?", 5, CLR, [
+        Row("prefix", "--data patches --direct-mode prefix", "Jing, ablation", "62.7"),
+        Row("random", "--data patches --direct-mode random", "Jing, ablation", "43.0",
+            below("prefix", points=5)),
+        Row("orthogonal", "--data patches --direct-mode orthogonal", "Jing, ablation", "62.3",
+            AsGood("prefix")),
     ], "linear linear_first linear_rest test_rank_r test_rank_z"),
-    "mode": Table("jing", "Jing et al.: the loss must always see the same dimensions", 5, CLR, [
-        ("prefix", "--direct-mode prefix", "62.7", None),
-        ("random", "--direct-mode random", "43.0", below("prefix", 5)),
-        ("orthogonal", "--direct-mode orthogonal", "62.3", above("prefix", 5)),
-    ], "linear linear_first linear_rest test_rank_r test_rank_z"),
-    "weak": Table("jing", "Jing et al., Wen & Li: who learns the weaker of two features", 40, "", [
-        (label, f"{row} --data strong_weak", says, claim) for label, row, says, claim in (
-            ("supervised", "supervised.py", "", None),
-            ("untrained", "supervised.py --epochs 0", "", None),
-            ("SimCLR mlp", f"{CLR} --projector mlp", "66.5", above("DirectCLR", 0, WEAK)),
-            ("SimCLR linear", f"{CLR} --projector linear", "61.1", above("SimCLR none", 0, WEAK)),
-            ("DirectCLR", CLR, "62.7", above("SimCLR linear", 0, WEAK)),
-            ("SimCLR none", f"{CLR} --projector none", "51.5, lowest",
-             below("SimCLR linear", 5, WEAK)),
-            ("SimCLR linear 32 epochs", f"{CLR} --projector linear --epochs 32", "61.1",
-             above("SimCLR none 32 epochs", 0, WEAK)),
-            ("DirectCLR 32 epochs", f"{CLR} --epochs 32", "62.7",
-             above("SimCLR linear 32 epochs", 0, WEAK)),
-            ("SimCLR none 32 epochs", f"{CLR} --projector none --epochs 32", "51.5, lowest",
-             below("DirectCLR 32 epochs", 8, WEAK)),
-            ("SimSiam", "simsiam.py", "", None), ("BYOL", "byol.py", "", None),
-            ("DirectPred", PRED, "", None),
-            ("DirectCopy", f"{PRED} --predictor directcopy", "", None),
-            ("trained W_p", f"{PRED} --predictor sgd", "", None),
-            ("naive", f"{MIRROR} --variant naive", "not learnt", below("SimSiam", 10, WEAK)),
-            ("mirror", f"{MIRROR} --variant mirror", "not learnt", below("SimSiam", 10, WEAK)),
-            ("bias", f"{MIRROR} --variant bias {BIAS}", "", None),
-            ("identity head", f"{MIRROR} --variant identity {HEAD}", "both learnt", both_learnt),
-            ("symmetric head", f"{MORE} --variant identity_symmetric", "", None),
-            ("frozen head", f"{MIRROR} --variant identity_frozen {HEAD}", "less of the weak one",
-             below("identity head", 0, WEAK_Z)),
-            ("P_b + o_e + r_e", PARTS, "66.62", above("P_b + o_e", 0, WEAK)),
-            ("P_b + o_e", f"{PARTS} --without r_e", "48.08", below("P_b + r_e", 0, WEAK)),
-            ("P_b + r_e", f"{PARTS} --without o_e", "66.15", above("P_b + o_e", 0, WEAK)),
-            ("InfoNCE", f"{PARTS} --loss infonce", "", None),
-            ("InfoNCE less r_e", f"{PARTS} --loss infonce --without r_e", "accuracy drops",
-             below("InfoNCE", 0, WEAK)))
+    "weak": Table("jing", "Who learns the weaker of two features?", 40, "", [
+        Row(label, f"{row} --data strong_weak", *claim) for label, row, *claim in (
+            ("supervised", "supervised.py"), ("untrained", "supervised.py --epochs 0"),
+            ("SimCLR mlp", f"{CLR} --projector mlp"),
+            ("SimCLR linear", f"{CLR} --projector linear"), ("DirectCLR", CLR),
+            ("SimCLR none", f"{CLR} --projector none"),
+            ("SimCLR linear 32 epochs", f"{CLR} --projector linear --epochs 32"),
+            ("DirectCLR 32 epochs", f"{CLR} --epochs 32"),
+            ("SimCLR none 32 epochs", f"{CLR} --projector none --epochs 32"),
+            ("SimSiam", "simsiam.py"), ("BYOL", "byol.py"), ("DirectPred", PRED),
+            ("DirectCopy", f"{PRED} --predictor directcopy"),
+            ("trained W_p", f"{PRED} --predictor sgd"),
+            ("naive", f"{MIRROR} --variant naive", "Zhang, Table 2", "1",
+             below("SimSiam", points=10, key=WEAK)),
+            ("mirror", f"{MIRROR} --variant mirror", "Zhang, Table 2", "1",
+             below("SimSiam", points=10, key=WEAK)),
+            ("bias", f"{MIRROR} --variant bias {BIAS}"),
+            ("identity head", f"{MIRROR} --variant identity", "Wen & Li, Theorem 1", "both learnt",
+             both_learnt),
+            ("symmetric head", f"{MORE} --variant identity_symmetric"),
+            ("frozen head", f"{MIRROR} --variant identity_frozen", "Wen & Li, Theorem 3",
+             "only the strong one", below("identity head", key=WEAK_Z)),
+            # The paper's probe is of "2048 features" (A.1), which of its nets only z has.
+            ("P_b + o_e + r_e", PARTS, "Zhang, Table 4", "66.62", above("P_b + o_e", key=WEAK_Z)),
+            ("P_b + o_e", f"{PARTS} --without r_e", "Zhang, Table 4", "48.08",
+             below("P_b + r_e", key=WEAK_Z)),
+            ("P_b + r_e", f"{PARTS} --without o_e", "Zhang, Table 4", "66.15",
+             AsGood("P_b + o_e + r_e", key=WEAK_Z)),
+            ("InfoNCE", f"{PARTS} --loss infonce"),
+            ("InfoNCE less r_e", f"{PARTS} --loss infonce --without r_e", "Zhang, Fig. 6",
+             "accuracy drops", below("InfoNCE", key=WEAK)))
     ], "verdict linear linear_weak linear_z linear_z_weak", "knn knn_weak effective_rank",
         points="linear linear_weak supervised"),
     "collapse-guide": Table(
         "collapse_guide", "Which single change makes SimSiam or BYOL collapse?", 90, "knobs.py", [
-            (f"{name}: {label}", f"--variant {variant} {flags}", "", None)
+            Row(f"{name}: {label}", f"--variant {variant} {flags}")
             for name, variant, rows in (("SimSiam", "simsiam", KNOBS | KNOBS_SIMSIAM),
                                         ("BYOL", "byol", KNOBS | KNOBS_BYOL))
             for label, flags in rows.items()
@@ -396,14 +485,126 @@ TABLES = {
         points="effective_rank knn; test_auc_r knn; test_rank_r knn"),
     "collapse-cures": Table(
         "collapse_guide", "SimSiam has collapsed: which second change cures it?", 35, "knobs.py", [
-            (label, flags, "", None) for label, flags in CURES.items()
+            Row(label, flags) for label, flags in CURES.items()
         ], "verdict knn linear std m_o effective_rank loss", points="effective_rank knn"),
-    **{name: Table("cifar10", f"All papers: fifteen methods on CIFAR-10, {epochs} epochs", minutes,
-                   "", [
-        (label, f"{run} --data data/cifar10_jpeg --epochs {epochs} --eval-every {every}", *paper)
-        for label, run, *paper in CIFAR
+    **{name: Table("cifar10", f"Fifteen methods on CIFAR-10, {epochs} epochs", minutes, "", [
+        Row(label, f"{run} --data data/cifar10_jpeg --epochs {epochs} --eval-every {every}", *claim)
+        for label, run, *claim in CIFAR
     ], curves=drawn)
        for name, epochs, minutes, every, drawn in (
            ("cifar10", 5, 100, 5, "std effective_rank m_o"),
            ("cifar10-long", 30, 520, 10, "std effective_rank knn m_o"))}
 }
+
+
+# ------------------------------------------------------------------------------------------ claims
+
+THEORY = {"toy_sphere": "chen_he", "toy_patch": "wen_li", "toy_dynamics": "tian",
+          "toy_infonce": "jing", "toy_landscape": "ziyin"}              # their pages of results/
+CLAIMS = [
+    Claim("SimSiam does not collapse", "Chen & He", "simsiam", ["simsiam"]),
+    Claim("BYOL collapses without its predictor or its stop-gradient, but needs no slow target",
+          "Tian, Zhang", "byol", ["no predictor", "neither", "no stop-gradient", "ema 0"]),
+    Claim("Without a predictor, with the gradient on the other path, or with the predictor on both "
+          "paths all images become one point", "Zhang, Table 2", "mirror",
+          ["naive", "mirror", "symmetric"]),
+    Claim("A second head that maps the target back to z prevents it", "Zhang, Fig. 3", "mirror",
+          ["inverse"]),
+    Claim("A target that averages many views does not prevent it, a moving average does",
+          "Zhang, Table 1", "mirror", ["same_batch10", "same_batch25", "moving_average"]),
+    Claim("A predictor that only adds a vector prevents it", "Zhang, Table 5", "mirror", ["bias"]),
+    Claim("BatchNorm prevents it right before the squared error, and nowhere else", "Zhang, 4",
+          "mirror", ["bn_after_l2", "bn_before_l2"]),
+    Claim("A gradient along the centre of all images collapses a net, one along the residual "
+          "spreads it, a random one does little", "Zhang, Fig. 4", "conjecture",
+          [f"{loss} from {start}" for loss in ("centre", "residual", "residual_b", "random")
+           for start in ("init", "SimSiam")]),
+    Claim("The centre of one negative prevents collapse, and its residual costs accuracy",
+          "Zhang, Table 3", "triplet", ["Z_b + o_e + r_e", "Z_b + o_e", "Z_b + r_e"]),
+    Claim("Of SimSiam's extra gradient the centre or the residual is enough to prevent collapse",
+          "Zhang, Table 4", "simsiam-components",
+          ["P_b + o_e + r_e", "P_b + o_e", "P_b + r_e", "P_b"]),
+    Claim("That gradient points away from the centre, Mirror SimSiam's towards it",
+          "Zhang, Fig. 5a", "center", ["SimSiam", "Mirror SimSiam"]),
+    Claim("De-correlating the dimensions of z undoes a collapse", "Zhang, Fig. 5b", "recover",
+          ["of z", "of z standardised"]),
+    Claim("InfoNCE's residual gradient de-correlates, and without it accuracy drops",
+          "Zhang, Fig. 5c, 6", "infonce", ["SimSiam", "InfoNCE", "without r_e"]),
+    Claim("That gradient de-correlates best at a temperature of 0.1 or 0.2 (in 2048 dimensions)",
+          "Zhang, Fig. 5c", "toy_infonce",
+          lambda found: found["2048 dimensions: tau of the best cosine"] in (0.1, 0.2)),
+    Claim("A bias predictor becomes (1 - m) / m times the centre", "Zhang, A.8", "bias", ["bias"]),
+    Claim("A higher temperature leaves more correlation", "Zhang, Fig. 8", "temperature",
+          ["tau 0.5", "tau 1", "tau 5"]),
+    Claim("A linear head that starts as the identity prevents collapse, a frozen one does not",
+          "Wen & Li", "mirror", ["identity", "identity_frozen"]),
+    Claim("The head's off-diagonal weights rise and fall (on images if they decay)", "Wen & Li",
+          "scan", ["rate 10 decay 0.0005", "rate 100 decay 0.0005"]),
+    Claim("A trained head learns the weak feature too, a frozen one less", "Wen & Li, Theorems",
+          "phases", ["identity head", "frozen head"]),
+    Claim("The same in the theorems' own net, where the head rises and falls by itself",
+          "Wen & Li, Theorems", "toy_patch", lambda found:
+          min(found["trained: cos(w1, v1)"], found["trained: cos(w2, v2)"],
+              found["frozen: cos(w1, v1)"], found["frozen: cos(w2, v1)"]) > 0.8
+          and found["trained: largest E_21"] > 0.2 and found["trained: |E_21| at the end"] < 0.05),
+    Claim("A linear net goes to 0 without predictor or stop-gradient; with both it does not, and "
+          "W_p comes to share eigenvectors with F", "Tian, Part I, Theorem 3", "toy_dynamics",
+          lambda found: found["no predictor: ||W|| at the end over the bound"] < 1
+          and found["no stop-gradient: ||W|| at the end over the bound"] < 1
+          and found["both: ||W|| at the end over the bound"] > 100
+          and all(found[what] < 1e-6 for what in found if "largest of" in what)),
+    Claim("DirectPred and DirectCopy are as good as a trained predictor, least squares is not",
+          "Tian, Wang", "predictor",
+          ["DirectPred", "DirectPred freq 5", "DirectCopy", "least squares"]),
+    Claim("Of DirectSet's exponents 2 is the worst; 1, 1/2 and 1/4 are as good as a trained W_p",
+          "Wang", "directset", ["alpha 2", "alpha 0.25", "DirectPred", "DirectCopy"]),
+    Claim("A predictor that is kept symmetric needs a slow target, or decay of W_p alone",
+          "Tian, Part II", "symmetric", ["symmetric EMA", "symmetric no EMA", "regular no EMA",
+                                         "symmetric no EMA decay of W_p alone"]),
+    Claim("Without a projector contrastive learning loses a weak feature", "Jing", "directclr",
+          ["mlp", "linear", "linear 17", "none"]),
+    Claim("DirectCLR loses less of it, as little as a linear projector of its width", "Jing",
+          "bottleneck", ["DirectCLR", "none"]),
+    Claim("DirectCLR's r holds more than the d0 dimensions that its loss sees", "Jing, ablation",
+          "d0", ["d0 17", "d0 96"]),
+    Claim("The loss must see the same dimensions at every step, rotated or not", "Jing, ablation",
+          "mode", ["random", "orthogonal"]),
+    Claim("Strong augmentation and depth make linear contrastive nets lose dimensions", "Jing",
+          "toy_infonce", lambda found:
+          found["noise 1.5: eigenvalue 9 over eigenvalue 8"] < 0.15
+          and found["noise 2 in one view: eigenvalue 9 of the embedding"] < 1e-9
+          and found["1 layer: dimensions with an eigenvalue over 1e-3"]
+          > found["2 layers: dimensions with an eigenvalue over 1e-3"]
+          > found["3 layers: dimensions with an eigenvalue over 1e-3"]),
+    Claim("The loss's curvature at 0 says how many dimensions a linear net keeps", "Ziyin",
+          "toy_landscape", lambda found: all(
+              found[f"a = {a}: rank after SGD"] == rank
+              for rank, a in enumerate((12, 8, 4, 2, 1.4, 1)))),
+    # the noes
+    Claim("Two linear layers, or tanh(FC), are comparable with an MLP as predictors",
+          "Zhang, Table 5", "mirror", ["two_fc", "tanh_fc"],
+          "two layers cost 4 points, tanh(FC) over 30"),
+    Claim("De-correlating Z, as Algorithm 5 is written, undoes a collapse", "Zhang, Fig. 5b",
+          "recover", lambda rows: rows["of z normalised"]["m_r_highest"]
+          > rows["of z normalised"]["m_r_before"] + 0.1,
+          "fourth powers of Z's small entries: hardly any gradient"),
+    Claim("Accuracy falls as the temperature rises", "Zhang, Fig. 8", "temperature", lambda rows:
+          rows["tau 0.2"]["linear"] > rows["tau 1"]["linear"] > rows["tau 5"]["linear"],
+          "highest at 1; 0.05 and 0.1 hardly train"),
+    Claim("The head's off-diagonal weights fall by themselves", "Wen & Li", "scan", lambda rows:
+          any(rows[f"rate {rate} decay 0"]["E_mean"] < rows[f"rate {rate} decay 0"]["E_mean_1"]
+              for rate in (10, 100)), "four rates, few neurons: they only rise"),
+    Claim("With a two-layer predictor the rank falls and bounces back", "Wang", "predictor",
+          ["trained 2 layers"], "it only falls, in so short a run"),
+    Claim("DirectCopy needs weight decay, and 2.5 times as much costs nothing", "Wang",
+          "directset", ["DirectCopy no decay", "DirectCopy decay x 2.5"],
+          "none is best, 2.5 times costs 5 points"),
+    Claim("DirectSet's exponent 2 is the worst on made images too", "Wang", "alpha", lambda rows:
+          rows["alpha 2"]["linear"] < min(rows[f"alpha {a}"]["linear"] for a in (1, 0.5, 0.25)),
+          "it differs less than seeds do"),
+    Claim("A floor eps of 0.5 is the worst", "Tian, Table 8", "directset", ["eps 0.5"],
+          "floors from 0 to 0.5 hardly differ"),
+    Claim("DirectCLR is better than a linear projector", "Jing", "directclr", lambda rows:
+          rows["DirectCLR"][WEAK] > max(rows["linear"][WEAK], rows["linear 17"][WEAK]),
+          "at its own width as good, else worse"),
+]

@@ -1,10 +1,12 @@
 """compare.py and results/reproduce.py: what they train and what they make of it."""
+import csv
 import json
 import os
 import signal
 import sys
 import threading
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ import compare
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "results"))
 import reproduce                                           # noqa: E402
-from tables import TABLES, Table                           # noqa: E402
+from tables import CLAIMS, TABLES, AsGood, Claim, Row, Table              # noqa: E402
 
 # A script that trains nothing, with the flags and the run folder of ours.
 FAKE = '''
@@ -215,38 +217,91 @@ def test_the_rows_of_a_table_are_valid_and_no_net_is_trained_twice(name, tmp_pat
 def test_tables_have_eight_columns_at_most_and_all_their_csv_files_can_be_read(name):
     for file in (ROOT / "results").glob(f"{name}[.]*csv"):
         records, columns = compare.read_csv(file), TABLES[name].columns.split()
-        assert {row["label"] for row in records} <= {label for label, *_ in TABLES[name].rows}
+        assert {row["label"] for row in records} <= {row.label for row in TABLES[name].rows}
         lines = reproduce.markdown(records, TABLES[name], columns).splitlines()
         assert len(lines) > 2 and all(line.count("|") <= 9 for line in lines)
 
 
-COS_R = dict.fromkeys(("cos_r_0.1", "cos_r_0.2", "cos_r_0.5"), 0.7)
+COS_R = {f"cos_r_{tau}": 0.7 for tau in ("0.05", "0.1", "0.2", "0.3", "0.5", "1.0")}
 START, LOWEST, WEAK_Z = dict(m_o_before=0.6), dict(effective_rank_lowest=3), dict(linear_z_weak=34)
+MOVED = {"centre from init": START | dict(m_o=1), "residual from init": START | dict(m_o=0.2)}
 
 
 @pytest.mark.parametrize("name, label, others, yes, no", [         # others: rows of the same seed
     ("mirror", "naive", {}, dict(verdict="complete"), dict(verdict="dimensional")),
     ("mirror", "bias", {}, dict(verdict="dimensional"), dict(verdict="complete")),
     ("mirror", "identity_frozen", {}, dict(verdict="dimensional"), dict(verdict="none")),
+    ("mirror", "moving_average", {}, dict(std=0.3), dict(std=0.1)),
     ("simsiam-components", "P_b", {}, dict(verdict_P="complete"), dict(verdict_P="none")),
     ("bias", "bias", {}, dict(b_cos=0.98, b=2, b_theory=2.08), dict(b_cos=0.98, b=2, b_theory=2.2)),
     ("conjecture", "centre from init", {}, START | dict(m_o=0.8), START | dict(m_o=0.65)),
     ("conjecture", "residual_b from init", {"residual from init": dict(m_o=0.1)},
      START | dict(m_o=0.2), START | dict(m_o=0.05)),
+    ("conjecture", "random from init", MOVED, START | dict(m_o=0.7), START | dict(m_o=0.85)),
+    ("center", "Mirror SimSiam", {}, dict(eta_z=0.01), dict(eta_z=-0.01)),
+    ("recover", "of z", {}, dict(m_r_before=0.7, m_r_highest=0.9),
+     dict(m_r_before=0.7, m_r_highest=0.75)),
     ("mode", "random", {"prefix": dict(linear=80)}, dict(linear=74), dict(linear=76)),
-    ("infonce", "InfoNCE batch 8", {}, COS_R | {"cos_r_0.2": 0.9}, COS_R | {"cos_r_0.5": 0.9}),
+    ("infonce", "InfoNCE", {}, COS_R, COS_R | {"cos_r_0.05": 0.4}),
     ("predictor", "trained 2 layers", {}, LOWEST | dict(effective_rank=4),
      LOWEST | dict(effective_rank=3.5)),
     ("symmetric", "symmetric no EMA decay of W_p alone", {"symmetric no EMA": dict(linear=20)},
      dict(linear=26), dict(linear=24)),
     ("phases", "identity head", {"frozen head": WEAK_Z | dict(linear_z=80)},
      dict(linear_z=81, linear_z_weak=35), dict(linear_z=79, linear_z_weak=35)),
-    ("d0", "d0 17", {}, dict(linear=90, linear_first=80), dict(linear=90, linear_first=86)),
-    ("d0", "d0 17", {}, dict(linear=90, linear_first=90, linear_weak=40, linear_first_weak=30),
-     dict(linear=90, linear_first=80, linear_weak=40, linear_first_weak=38))])
+    ("d0", "d0 17", {}, dict(linear_weak=40, linear_first_weak=30),
+     dict(linear_weak=40, linear_first_weak=38))])
 def test_what_a_claim_asks_for(name, label, others, yes, no):
-    claim, = (row[3] for row in TABLES[name].rows if row[0] == label)
-    assert claim(yes, others) and not claim(no, others)
+    rule, = (row.rule for row in TABLES[name].rows if row.label == label)
+    assert rule(yes, others) and not rule(no, others)
+
+
+class Anything(dict):
+    """A run with any verdict, and any number in every column."""
+
+    def __missing__(self, key):
+        if key.startswith("verdict"):
+            self[key] = str(np.random.choice(["none", "dimensional", "complete"]))
+        else:
+            self[key] = np.random.choice([1.0, 100.0]) * np.random.uniform(-1, 1)
+        return self[key]
+
+
+def outcomes(rule):
+    """What a rule says of random runs."""
+    np.random.seed(0)
+    found = set()
+    for _ in range(5000):
+        found.add(bool(rule(Anything(), defaultdict(Anything))))
+        if len(found) == 2:
+            break
+    return found
+
+
+def test_every_rule_can_hold_and_can_fail_and_says_where_the_paper_says_it():
+    for name, table in TABLES.items():
+        for row in table.rows:
+            assert bool(row.place) == (row.says != "ours") and bool(row.place or not row.rule)
+            if isinstance(row.rule, AsGood):
+                assert outcomes(lambda run, rows: row.rule.gap(run, rows) > 0) == {True, False}
+            elif row.rule and name != "bias":              # too rare by chance: it stands above
+                assert outcomes(row.rule) == {True, False}, (name, row.label)
+
+
+def test_every_claim_can_fail():
+    for claim in CLAIMS:
+        if claim.table in TABLES and callable(claim.holds):
+            assert outcomes(lambda run, rows: claim.holds(rows)) == {True, False}, claim.sentence
+        elif claim.table in TABLES:
+            rules = {row.label: row.rule for row in TABLES[claim.table].rows}
+            assert all(rules[label] for label in claim.holds)
+        else:                                              # each of its numbers, changed, breaks it
+            with open(ROOT / "results" / f"{claim.table}-s0.csv", newline="") as f:
+                found = {line["what"]: float(line["measured"]) for line in csv.DictReader(f)}
+            assert claim.holds(found)
+            used = [what for what in found if not (claim.holds(found | {what: 1e9})
+                                                   and claim.holds(found | {what: -1e9}))]
+            assert used, claim.sentence
 
 
 def test_the_paper_stands_beside_what_was_found():
@@ -258,23 +313,34 @@ def test_the_paper_stands_beside_what_was_found():
                     "| naive | collapse, 1 | 1 of 3 | 76.2 ± 4.4 |\n"
                     "| simsiam (seed 0 alone) | 66.62 | yes | 90.0 |\n"
                     "| untrained net |  |  | 20.0 ± 0.0 |\n")
-    found = records(linear=[("none", 70.0), ("none", 65.0)], none=[("none", 60.0)])
-    text = reproduce.markdown(found, TABLES["directclr"], ["linear"])
-    assert "| linear | 61.1 | yes (seed 0 alone) | 67.5 ± 3.5 |" in text
-    assert "| linear | 61.1 |  |" in reproduce.markdown(found[:2], TABLES["directclr"], ["linear"])
+    found = records(random=[("none", 50.0), ("none", 65.0)], prefix=[("none", 60.0)])
+    text = reproduce.markdown(found, TABLES["mode"], ["linear"])
+    assert "| random | 43.0 | yes (seed 0 alone) | 57.5 ± 10.6 |" in text
+    assert "| random | 43.0 |  |" in reproduce.markdown(found[:2], TABLES["mode"], ["linear"])
+    text = reproduce.markdown(records(rho=[("none", 50.0)]) + found, Table(
+        "", "", 1, "", [Row("rho", ""), *TABLES["mode"].rows]), ["linear"])
+    assert "| rho (seed 0 alone) | ours |  | 50.0 |" in text
+
+
+def test_as_good_is_judged_on_the_mean_over_seeds():
+    found = records(trained=[("none", 90.0)] * 3, one=[("none", x) for x in (80.0, 91.0, 92.0)])
+    for points, word in ((3, "yes"), (2, "no")):           # the mean is 2.33 below
+        assert reproduce.as_the_paper(AsGood("trained", "linear", points), found[3:], found) == word
+    assert reproduce.as_the_paper(AsGood("nobody"), found[3:], found) == ""
 
 
 @pytest.fixture
 def other_results(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "HERE", tmp_path / "results")
     reproduce.HERE.mkdir()
-    (tmp_path / "README.md").write_text("a\n<!-- overview -->\nold\n<!-- end -->\nb\n")
+    (tmp_path / "README.md").write_text("a\n<!-- claims -->\nold\n<!-- end -->\nb\n")
     return reproduce.HERE
 
 
 def test_filling_makes_the_tables_and_leaves_what_was_written_by_hand(other_results, capsys):
     common.write_csv(other_results / "mirror.csv",
-                     records(naive=[("complete", 30.0)], simsiam=[("none", 80.0)]))
+                     records(naive=[("complete", 30.0)], simsiam=[("none", 80.0)],
+                             bias=[("none", 40.0)] * 2))
     (other_results / "page.md").write_text(
         "a\n<!-- table mirror; rows: naive; columns: knn -->\nold\n<!-- end -->\nb\n"
         "<!-- table byol -->\nby hand\n<!-- end -->\n")
@@ -283,28 +349,45 @@ def test_filling_makes_the_tables_and_leaves_what_was_written_by_hand(other_resu
     assert (other_results / "page.md").read_text() == (
         "a\n<!-- table mirror; rows: naive; columns: knn -->\n"
         "|  | the paper | as the paper? | knn |\n| --- | --- | --- | --- |\n"
-        "| naive | collapse, 1 | yes | 30.0 |\n| untrained net |  |  | 20.0 |\n<!-- end -->\nb\n"
+        "| naive (seed 0 alone) | collapse, 1 | yes | 30.0 |\n| untrained net |  |  | 20.0 |\n"
+        "<!-- end -->\nb\n"
         "<!-- table byol -->\nby hand\n<!-- end -->\n")    # it has no csv
     overview = (other_results.parent / "README.md").read_text()
     assert overview.startswith("a\n<!--") and overview.endswith("->\nb\n")
-    assert "| yes: 2 of 2 claims, 1 seed | [zhang](results/zhang.md#mirror) |\n" in overview
+    yes, no = overview.split("**What we could not show, and why**")
+    assert "(Zhang, Table 5) | `python results/reproduce.py mirror` | 2 |" in yes    # the bias row
+    assert "(Zhang, Fig. 3) | `python results/reproduce.py mirror` | not trained |" in no
+    assert "all images become one point" in no             # of its three rows one is there
+    assert all(line.count("|") == 5 for line in overview.splitlines() if line.startswith("|"))
     reproduce.main(["--fill"])                             # nothing has changed: it says nothing
     reproduce.main([])
     lines = capsys.readouterr().out.splitlines()           # of the list of tables
-    assert [line.split()[0] for line in lines if line and line[0] != " "][1:-1] == list(TABLES)
+    assert [line.split()[0] for line in lines if line][1:-1] == list(TABLES)
 
 
-def test_a_claim_holds_if_every_seed_shows_it(other_results):
-    found = records(direct=[("none", 66.0)] * 3, linear=[("none", 70.0)] * 3, none=[("none", 60.0)])
-    common.write_csv(other_results / "directclr.csv", found)
-    assert reproduce.shown("directclr") == "partly: 2 of 3 claims, 1 to 3 seeds"
-    found = records(none=[("none", 60.0)] * 2, linear=[("none", 70.0), ("none", 50.0)])
-    common.write_csv(other_results / "directclr.csv", found)
-    assert reproduce.shown("directclr") == "no: 0 of 2 claims, 2 seeds"
+def test_a_claim_is_shown_if_every_seed_shows_it(other_results):
+    claim = Claim("", "", "mode", ["random", "orthogonal"])
+
+    def save(**rows):
+        common.write_csv(other_results / "mode.csv", records(**rows))
+        return reproduce.shown(claim)
+    rows = dict(prefix=[("none", 70.0)] * 3, random=[("none", 60.0)] * 3,
+                orthogonal=[("none", 69.0)] * 2)
+    assert save(**rows) == (True, 2)
+    assert save(**rows | dict(random=[("none", 60.0), ("none", 66.0), ("none", 60.0)]))[0] is False
+    assert save(prefix=rows["prefix"]) == (False, 0)
+    lowest = Claim("", "", "mode", lambda rows: rows["random"]["linear"] < 65)
+    assert save(random=[("none", 60.0)] * 3) and reproduce.shown(lowest) == (True, 3)
+    assert save(random=[("none", 60.0), ("none", 66.0)]) and reproduce.shown(lowest) == (False, 2)
+    theory = Claim("", "", "toy_x", lambda found: found["a"] < 1)
+    for seed, measured in ((0, 0.5), (1, 0.9)):
+        rows = [{"what": "a", "measured": measured}]
+        common.write_csv(other_results / f"toy_x-s{seed}.csv", rows)
+    assert reproduce.shown(theory) == (True, 2)
 
 
 def test_saving_replaces_the_same_rows_and_seeds_alone(other_results):
-    table = Table("", "", 1, "", [(label, "", "", None) for label in "abc"])
+    table = Table("", "", 1, "", [Row(label, "") for label in "abc"])
 
     def save(seed="0", **rows):
         found = [{"label": label, "seed": seed, "verdict": "none", "knn": knn, "linear": knn,

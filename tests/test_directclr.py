@@ -114,7 +114,7 @@ def test_dimensions_beyond_d0_get_no_gradient_from_the_loss(d0=10):
     "--projector mlp --negatives both", "--projector linear", "--projector none",
     "--direct-mode orthogonal"])
 def test_first_step_has_the_gradient_of_the_loss(flags, first_step, monkeypatch):
-    monkeypatch.setattr(C, "report", lambda *_: {})
+    monkeypatch.setattr(C, "report", lambda *_: {"linear_untrained_weak": 0})
     model, x1, x2, grads = first_step(C, *SMALL, *flags.split(), "--temperature", "0.3")
     z1, z2 = model.encoder(x1), model.encoder(x2)
     n, Z = len(z1), torch.cat([z1, z2]) / torch.cat([z1, z2]).norm(dim=1, keepdim=True)
@@ -135,15 +135,15 @@ def test_random_draws_other_dimensions_at_every_step(monkeypatch):
         real(self, step)
         seen.append(tuple(self.chosen.tolist()))
     monkeypatch.setattr(C.Direct, "draw", draw)
-    monkeypatch.setattr(C, "report", lambda *_: {})
+    monkeypatch.setattr(C, "report", lambda *_: {"linear_untrained_weak": 0})
     C.main([*TINY, "--direct-mode", "random", "--epochs", "2"])
-    assert len(seen) == 8 == len(set(seen))
+    assert len(seen) == 8 == len(set(seen))                # one for every step
 
 
 @pytest.mark.parametrize("flags, d0, dim", [
-    ("--data strong_weak --projector mlp --d0 9", 9, 12), ("--projector linear", 17, 12),
+    ("--projector mlp --d0 9", 9, 12), ("--data patches --projector linear", 17, 12),
     ("--direct-mode random --d0 96", 96, 96)])
-def test_what_a_run_leaves_is_of_the_trained_net_and_the_test_set(flags, d0, dim):
+def test_what_a_run_leaves_is_of_the_trained_net_and_the_test_set(flags, d0, dim, capsys):
     """And of each label: spectra and probes by hand, on the features of the net in eval mode."""
     model = C.main([*TINY, "--epochs", "1", *flags.split()])
     assert all(module.training for module in model.modules())
@@ -153,9 +153,12 @@ def test_what_a_run_leaves_is_of_the_trained_net_and_the_test_set(flags, d0, dim
     with open(folder / "spectrum.csv") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["index"]) for row in rows] == list(range(1, 97))
-    data = common.load_data("strong_weak" if "weak" in flags else "patches", size=8, limit=64)
+    data = common.load_data("patches" if "patches" in flags else "strong_weak", size=8, limit=64)
     train, test = ((x.float() / 255 - data.mean.view(3, 1, 1)) / data.std.view(3, 1, 1)
                    for x in (data.train_x, data.test_x))
+    torch.manual_seed(0)                                               # --seed
+    untrained = C.build(C.parse([*TINY, *flags.split()])).requires_grad_(False).eval()
+    untrained = [untrained.encoder.backbone(x) for x in (train, test)]
     f = model.eval().requires_grad_(False).encoder
     train, test = f.backbone(train), {"r": f.backbone(test), "z": f(test)}
     for name, x in test.items():
@@ -164,9 +167,16 @@ def test_what_a_run_leaves_is_of_the_trained_net_and_the_test_set(flags, d0, dim
         p = np.clip(s / s.sum(), 1e-12, None)
         assert result[f"test_rank_{name}"] == pytest.approx(np.exp(-p @ np.log(p)), rel=0.01)
         assert result[f"alive_{name}"] == (s > 1e-3 * s[0]).sum()
-        assert result[f"dims_{name}"] == len(s) == {"r": 96, "z": dim}[name]
+        assert len(s) == {"r": 96, "z": dim}[name]
     labels = {"": (data.train_y, data.test_y), **data.more}
-    assert len(labels) == 1 + ("weak" in flags) and ("linear_rest" in result) == (d0 < 96)
+    assert len(labels) == 2 - ("patches" in flags) and ("linear_rest" in result) == (d0 < 96)
+    for label, (y, y2) in labels.items():
+        probe = common.linear_probe(untrained[0], y, untrained[1], y2)
+        assert result[f"linear_untrained{label}"] == pytest.approx(probe, abs=0.5)
+    says = "features in r: strong {linear:.0f} %, weak {linear_weak:.0f} % (untrained {} %)"
+    if "patches" not in flags:
+        found = says.format(round(result["linear_untrained_weak"]), **result)
+        assert capsys.readouterr().out.splitlines()[-1] == found
     for part, columns in {"first": slice(d0), "rest": slice(d0, 96)}.items():
         for label, (y, y2) in labels.items():
             if f"linear_{part}" in result:

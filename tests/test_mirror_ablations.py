@@ -191,9 +191,10 @@ def trained(script, variant, *flags):
 def test_every_variant_runs(script, variant, capsys):
     """What it prints of its settings and measures of its head, and what its head is held to."""
     model, (_, last), result = trained(script, variant, "--pred-lr", "3")
-    lines = [line for line in capsys.readouterr().out.splitlines() if " of its own, " in line]
-    own = {key: x for key, x in script.VARIANTS[variant].settings.items() if key != "pred_lr"}
-    printed = f"{variant} has settings of its own, {own}: "
+    lines = [line for line in capsys.readouterr().out.splitlines() if " differs from the " in line]
+    own = [f"{key} {x}" for key, x in script.VARIANTS[variant].settings.items()
+           if key not in ("pred_lr", "pred_weight_decay")]             # here they were flags
+    printed = f"{variant} differs from the other variants in {', '.join(own)}: "
     assert len(lines) == bool(own) and all(line.startswith(printed) for line in lines)
     h = model.predictor
     columns = {"std_P", "m_o_P", "effective_rank_P"} if h is not None else set()

@@ -13,7 +13,7 @@ import toy_sphere
     ("naive", (0.9, 1), (1, 3)), ("mirror", (0.9, 1), (1, 3)), ("naive_bn", (0, 0.5), (1, 2.3)),
     ("simsiam", (0, 0.3), (2.4, 3)), ("infonce", (0, 0.2), (2.7, 3))])
 def test_what_collapses_within_100_steps(name, m_o, rank):
-    film, y = toy_sphere.simulate(name, steps=100, seed=9)
+    film, y = toy_sphere.simulate(name, steps=100, seed=9, every=10)
     assert film.shape == (11, 400, 3) and y.unique().tolist() == list(range(8))
     assert torch.allclose(film.norm(dim=2), torch.ones(11, 400), atol=1e-5)
     found = common.collapse_metrics(film[-1])
