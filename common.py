@@ -1,6 +1,4 @@
-"""What the scripts share: data, augmentation, backbone, evaluation; at the end flags and the log.
-
-Images are uint8 tensors [N, 3, H, W] that stay on the device; a view is a float tensor."""
+"""What the scripts share: data, augmentation, backbone, evaluation, flags, and the log of a run."""
 import argparse
 import copy
 import csv
@@ -22,27 +20,27 @@ from tqdm import tqdm
 
 
 def fail(why):
-    """Bad input: one line that says what is wrong and what to do, exit status 2."""
+    """End the script with exit status 2 and one line that says what is wrong and what to do."""
     print(f"error: {why}", file=sys.stderr)
     raise SystemExit(2)
 
 
 # -------------------------------------------------------------------------------------------- data
 
-# images: uint8 [N, 3, H, W]; labels: int64 [N], -1 if unknown; mean, std: of the training images in
-# 0..1, [3]; classes: 0 without labels; more: further labels of them, {"_weak": (train, test)}
+# x: images, uint8 [N, 3, H, W], on the device.  y: labels, int64 [N], or -1.  mean, std: [3], those
+# of the colours in 0..1.  classes: 0 without labels.  more: other labels, {"_weak": (train, test)}.
 Data = namedtuple("Data", "train_x train_y test_x test_y mean std classes more")
 
 
 def load_data(name, data_dir="data", size=32, device="cpu", limit=None):
-    """`patches`, a torchvision data set or a folder -> Data; limit: so many training images."""
+    """The data set or the folder of this name -> Data.  limit: use only so many training images."""
     if name in PATCHES:
         train, test = [make_patches(PATCHES[name], *part, size) for part in ((4000, 1), (1000, 2))]
     elif name in ("cifar10", "cifar100"):
         train, test = [from_torchvision(name, data_dir, part) for part in (True, False)]
     else:
         files, held_out = find_images(Path(name))
-        if limit:                                          # no need to decode the others
+        if limit:                                          # The others need not be decoded.
             files = [files[i] for i in balanced_subset(torch.tensor([y for _, y in files]), limit)]
         train, test = read_images(files, size), read_images(held_out, size)
     if limit:
@@ -56,29 +54,28 @@ def load_data(name, data_dir="data", size=32, device="cpu", limit=None):
 
 
 def balanced_subset(labels, limit):
-    """Indices of `limit` images, as many of each class as can be, the same ones every time.
-    labels: int64 [N] -> int64 [M]"""
+    """Choose `limit` images, of each class equally many if possible, and always the same ones.
+    labels: int64 [N] -> indices, int64 [M]"""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     one_hot = F.one_hot(labels[order] + 1)                 # [N, classes + 1]
     place = (one_hot.cumsum(0) * one_hot).sum(1)           # the first of its class, the second, ...
     return order[place.argsort(stable=True)][:limit].sort().values
 
 
-# of each label: classes, copies of its pattern in an image, least and greatest amplitude
+# For each label: classes, copies of the pattern in an image, smallest and largest amplitude.
 PATCHES = {"patches": ((10, 7, 0.35, 0.6),),
            "strong_weak": ((5, 7, 0.35, 0.6), (5, 5, 0.28, 0.45))}
 
 
 def make_patches(features, n, seed, size, side=7):
-    """A class is a small pattern, whose copies are scattered over noise, mirrored or not.
-    Colour and background hardly vary from image to image, on purpose: whatever survives the
-    augmentation and is easier than the pattern becomes a shortcut.  The patterns do not depend on
-    the seed.  Labels are independent: each pair of classes is as frequent as any other.
+    """Noise with copies of a small pattern, the class, at random places, some of them mirrored.
+    Colour and background hardly differ, because a net would learn what is easier than the pattern.
+    The patterns do not depend on the seed.  With two labels, all pairs are equally frequent.
     features: PATCHES[...] -> uint8 [n, 3, size, size], int64 [labels, n]"""
     fixed, g = torch.Generator().manual_seed(0), torch.Generator().manual_seed(seed)
     room, labels, scattered, period = size - side + 1, [], [], 1            # room: places in a row
     for classes, copies, low, high in features:
-        labels.append(torch.arange(n) // period % classes)                  # as digits count up
+        labels.append(torch.arange(n) // period % classes)             # They count up as digits do.
         period *= classes
         where = torch.rand(n, room * room, generator=g).topk(min(copies, room * room), 1).indices
         mirrored = torch.rand(where.shape, generator=g).round().long()      # [n, copies]
@@ -101,21 +98,21 @@ def make_patches(features, n, seed, size, side=7):
 
 
 def from_torchvision(name, data_dir, train):
-    """-> uint8 [N, 3, 32, 32], labels int64 [1, N]; downloaded if they are not in data_dir"""
+    """CIFAR, downloaded if data_dir lacks it -> uint8 [N, 3, 32, 32], labels int64 [1, N]"""
     try:
         data = getattr(torchvision.datasets, name.upper())(data_dir, train, download=True)
     except (OSError, RuntimeError) as e:                   # no connection, no room, a broken file
-        fail(f"{name} could not be downloaded to {data_dir}/ ({str(e).splitlines()[0]}): copy it "
+        fail(f"{name} could not be downloaded to {data_dir}/ ({str(e).splitlines()[0]}).  Copy it "
              f"there, or use --data patches, which needs no internet connection")
     return torch.as_tensor(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor([data.targets])
 
 
 def find_images(root):
-    """train/<class>/* with test/ or val/ (else a tenth is held out), or any images without labels.
-    -> for training and for testing [(file, label)], label -1 if there is none"""
+    """Find train/<class>/* with test/ or val/, or any images, which then have no labels.  Without
+    test/ and val/ every tenth image is for testing.  -> two lists of (file, label or -1)"""
     held_out = []
     if not root.is_dir():
-        fail(f"--data {root}: no such data set or folder; wanted is {FLAGS['data'][1]}")
+        fail(f"--data {root}: no such data set or folder.  Use {FLAGS['data'][1]}")
     if (root / "train").is_dir():
         parts = [torchvision.datasets.ImageFolder(root / part) for part in ("train", "test", "val")
                  if (root / part).is_dir()]
@@ -125,7 +122,7 @@ def find_images(root):
     else:
         files = [(file, -1) for file in sorted(root.rglob("*"))
                  if torchvision.datasets.folder.is_image_file(file.name)]
-        print(f"{root}: no labels, so neither kNN nor linear probe")
+        print(f"{root}: no labels, so there is neither kNN nor a linear probe")
     if held_out:
         return files, held_out[0]
     print(f"{root}: every tenth image is held out for testing")
@@ -133,7 +130,7 @@ def find_images(root):
 
 
 def read_images(files, size):
-    """[(file, label)] -> uint8 [N, 3, size, size], squares from the centre; labels int64 [1, N]"""
+    """[(file, label)] -> the square in the middle, uint8 [N, 3, size, size]; labels int64 [1, N]"""
     def decode(pair):
         try:
             image = Image.open(pair[0])
@@ -161,27 +158,27 @@ def read_images(files, size):
 @torch.no_grad()
 def augment(x, mean, std, min_scale=0.2, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1,
             jitter_p=0.8, gray_p=0.2, solarize_p=0.0):
-    """One independent random view of each image: torchvision's RandomResizedCrop (bicubic), flip,
-    ColorJitter (the order of its four operations is drawn once a batch), grayscale, solarize.
+    """A random view of each image, by torchvision's RandomResizedCrop (bicubic), flip, ColorJitter,
+    grayscale and solarize.  Only the order of ColorJitter's four steps is the same for a batch.
     x: uint8 [B, 3, S, S]; mean, std: [3] -> float [B, 3, S, S], normalised, channels_last"""
     start, length = random_boxes(len(x), x.shape[-1], min_scale, x.device)
     mirror, gray, solarize, jitter, *u = torch.rand(8, len(x), 1, 1, 1, device=x.device)
     x = resized_crop(x, start, length, mirror.flatten() < 0.5)
-    change = (jitter < jitter_p) * (2 * torch.stack(u) - 1)       # -1..1; 0: an image left alone
+    change = (jitter < jitter_p) * (2 * torch.stack(u) - 1)       # -1 to 1, 0: no change
     operations = [(adjust_brightness, 1 + brightness * change[0]),
                   (adjust_contrast, 1 + contrast * change[1]),
                   (adjust_saturation, 1 + saturation * change[2]), (adjust_hue, hue * change[3])]
     for i in torch.randperm(4).tolist():
         adjust, amount = operations[i]
         x = adjust(x, amount)
-    x = adjust_saturation(x, (gray >= gray_p).float())            # a factor of 0: none of it
+    x = adjust_saturation(x, (gray >= gray_p).float())            # 0 makes an image gray
     if solarize_p:
         x = torch.where((solarize < solarize_p) & (x >= 0.5), 1 - x, x)
     return normalise(x, mean, std)
 
 
 def random_boxes(n, size, min_scale, device):
-    """RandomResizedCrop's boxes: of ten draws the first that fits, else the whole image.
+    """Boxes as RandomResizedCrop draws them: the first of ten that fits, or else the whole image.
     -> start (left, top) and length (width, height), each [2, n], in whole pixels"""
     area = torch.empty(n, 10, device=device).uniform_(min_scale, 1).mul_(size * size)
     aspect = torch.empty(n, 10, device=device).uniform_(math.log(3 / 4), math.log(4 / 3)).exp_()
@@ -193,26 +190,26 @@ def random_boxes(n, size, min_scale, device):
 
 
 def resized_crop(x, start, length, mirror):
-    """Cut each image's box, resize it (bicubic) to the image's own size, mirror it where asked:
-    one small matrix resamples the columns, one the rows, so a batch is two matrix products.
+    """Cut out each image's box, resize it (bicubic) to the image's size, and mirror some of them.
+    One small matrix resizes the columns, one the rows: a batch takes two matrix products.
     x: uint8 [B, 3, S, S]; start, length: [2, B]; mirror: bool [B] -> float [B, 3, S, S] in 0..1"""
     n, _, _, size = x.shape
     out = torch.arange(size, device=x.device) + 0.5                         # centres of pixels
     across = torch.where(mirror[:, None], size - out, out)
     out = torch.stack([across, out.expand(n, size)])                        # [2, B, S]
-    position = out * (length / size)[..., None] - 0.5                       # 0: first of the box
+    position = out * (length / size)[..., None] - 0.5                   # 0 is the first in the box.
     base = position.floor()
     t = (position - base)[..., None]
     near = base[..., None] + torch.arange(-1.0, 3.0, device=x.device)       # 4 pixels [2, B, S, 4]
     t2, t3 = t * t, t * t * t
     weight = torch.cat([t2 - (t + t3) / 2, 1.5 * t3 - 2.5 * t2 + 1,         # Keys' cubic, a = -1/2
                         2 * t2 + (t - 3 * t3) / 2, (t3 - t2) / 2], -1)
-    weight *= (near >= 0) & (near < length[..., None, None])                # none from outside
+    weight *= (near >= 0) & (near < length[..., None, None])                # nothing from outside
     weight /= weight.sum(-1, keepdim=True)
     near = near.add_(start[..., None, None]).clamp_(0, size - 1).long()
     columns, rows = torch.zeros(*out.shape, size, device=x.device).scatter_add_(3, near, weight)
     x = x.float().div_(255).view(n, 3 * size, size)
-    x = torch.bmm(x, columns.mT).clamp_(0, 1)                     # clamped as PIL does, in between
+    x = torch.bmm(x, columns.mT).clamp_(0, 1)                     # PIL, too, clamps in between.
     return (rows[:, None] @ x.view(n, 3, size, size)).clamp_(0, 1)
 
 
@@ -220,7 +217,7 @@ def luminance(x):                                          # -> [B, 1, H, W]
     return (x[:, :1] * 0.2989).add_(x[:, 1:2], alpha=0.587).add_(x[:, 2:], alpha=0.114)
 
 
-def adjust_brightness(x, factor):                          # in place, like the others below
+def adjust_brightness(x, factor):                          # All of these change x in place.
     return x.mul_(factor).clamp_(0, 1)
 
 
@@ -234,9 +231,9 @@ def adjust_saturation(x, factor):
 
 
 def adjust_hue(x, shift):
-    """Turn the hue by `shift` turns.  x: [B, 3, H, W] in 0..1; shift, factor: [B, 1, 1, 1].
-    With m, M the least and greatest channel and C = M - m, the hue is +-(C + g + b - r - m) / 6C
-    turns from red, + where g > b; a channel is m + C clamp(2 - 6 |turns from its hue|, 0, 1)."""
+    """Turn the hue by `shift` turns of the colour circle.  x: [B, 3, H, W]; shift: [B, 1, 1, 1].
+    If m is the smallest channel and C the largest minus m, the hue is +-(C + g + b - r - m) / 6C
+    turns from red, + if g > b.  A channel is m + C clamp(2 - 6 |turns from its hue|, 0, 1)."""
     r, g, b = x.unbind(1)
     low = x.amin(1)
     chroma = x.amax(1) - low
@@ -247,20 +244,19 @@ def adjust_hue(x, shift):
 
 
 def normalise(x, mean, std):
-    """x: float [B, 3, S, S], changed in place; mean, std: [3] -> the same in channels_last"""
+    """(x - mean) / std, in place.  x: float [B, 3, S, S]; mean, std: [3] -> channels_last"""
     x = x.sub_(mean.view(3, 1, 1)).div_(std.view(3, 1, 1))
     return x.contiguous(memory_format=torch.channels_last)
 
 
 # ------------------------------------------------------------------------ backbone and evaluation
 
-ARCHS = {"small": 96, "resnet18": 512}                     # width of the representation
+ARCHS = {"small": 96, "resnet18": 512}                     # how many features the backbone has
 
 
 def make_backbone(arch):
-    """-> backbone ([B, 3, S, S] -> [B, width]), width
-    `resnet18` is torchvision's with the stem for small images (3x3 convolution of stride 1, no
-    max-pooling) and without its last layer; `small` is a residual net for a CPU."""
+    """-> a net that makes features, [B, 3, S, S] -> [B, width], and width.  resnet18 is adapted to
+    small images: its first convolution is 3x3 with stride 1, and there is no max-pooling."""
     if arch == "resnet18":
         net = torchvision.models.resnet18()
         net.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
@@ -276,28 +272,27 @@ def make_backbone(arch):
 
 
 def autocast(device):
-    """bfloat16 for matrix products and convolutions on a CUDA card that has it (Ampere or newer).
-    Cosine similarities, squared errors and norms stay float32, by CUDA autocast's own list."""
+    """On a CUDA card (Ampere or newer), matrix products and convolutions use bfloat16, of 16 bits.
+    PyTorch's autocast leaves cosine similarities, squared errors and norms in float32."""
     on = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.autocast("cuda" if on else "cpu", torch.bfloat16, enabled=on)
 
 
 @torch.no_grad()
 def collapse_metrics(z):
-    """Has it collapsed?  z: [B, D] -> dict of floats, all of the l2-normalised rows Z.
-
-    std             sqrt(D) * mean standard deviation of a dimension: 1 healthy, 0 collapsed
-    m_o, m_r        length of the centre o = mean(Z), mean length of the residuals Z - o: 0 and 1
-                    healthy (Zhang et al. 3.1)
-    effective_rank  exp(entropy of the eigenvalues of Cov(Z), normalised to sum 1): small after
-                    dimensional collapse; after complete collapse it is noise
-    covariance      squared off-diagonal entries of Cov(Z), summed, over D (their Algorithm 5)"""
+    """Has z collapsed?  z: [B, dim] -> dict of floats, all of Z, z's rows divided by their length.
+    std             sqrt(dim) * mean standard deviation of a dimension: 1 healthy, 0 collapsed
+    m_o, m_r        length of the mean o of Z, and mean length of Z - o: 0 and 1 in a healthy net,
+                    1 and 0 after complete collapse to one point (Zhang et al. 2022, 3.1)
+    effective_rank  exp(entropy of the eigenvalues of Cov(Z), divided by their sum): small after
+                    dimensional collapse to few directions, noise after complete collapse
+    covariance      off-diagonal entries of Cov(Z), squared and summed, / dim (their Algorithm 5)"""
     Z = F.normalize(z.float().cpu(), dim=1)
     (n, d), o = Z.shape, Z.mean(0)
     R = Z - o
     cov = R.T @ R / (n - 1)
-    gram = R @ R.T if n < d else cov                       # the same, except for zeros and scale
-    eig = torch.linalg.eigvalsh(gram.double().nan_to_num())          # float32 may not converge
+    gram = R @ R.T if n < d else cov  # Both have the same eigenvalues, except for zeros and scale.
+    eig = torch.linalg.eigvalsh(gram.double().nan_to_num())        # It may not converge in float32.
     eig = eig.clamp(min=1e-12) / eig.clamp(min=1e-12).sum()
     off = cov.square().sum() - cov.diagonal().square().sum()
     values = {"std": d**0.5 * Z.std(0).mean(), "m_o": o.norm(), "m_r": R.norm(dim=1).mean(),
@@ -306,8 +301,7 @@ def collapse_metrics(z):
 
 
 def verdict(metrics):
-    """Our own rule.  "complete": the centre is all there is; "dimensional": few dimensions are
-    left; or "none".  metrics: what collapse_metrics returns"""
+    """Which collapse is it?  The limits are ours.  metrics: what collapse_metrics returns"""
     if metrics["m_o"] >= 0.95:
         return "complete"
     return "dimensional" if metrics["effective_rank"] <= 4 else "none"
@@ -315,7 +309,7 @@ def verdict(metrics):
 
 @torch.no_grad()
 def extract_features(net, x, mean, std, batch_size=500):
-    """In eval mode: BatchNorm's averages do not move.  x: uint8 [N, 3, S, S] -> float [N, D]"""
+    """The net's outputs for whole images, in eval mode.  x: uint8 [N, 3, S, S] -> float [N, dim]"""
     training, out = net.training, []
     net.eval()
     for part in x.split(batch_size):
@@ -327,8 +321,8 @@ def extract_features(net, x, mean, std, batch_size=500):
 
 @torch.no_grad()
 def knn_accuracy(train_feats, train_labels, test_feats, test_labels, k=200, temperature=0.1):
-    """kNN by cosine, each neighbour's vote weighted by exp(cosine / temperature).  -> percent right
-    feats: [N, D], labels: int64 [N]; in chunks, so that 50 000 x 10 000 fits everywhere"""
+    """Percent right if the k nearest training images vote, with weights exp(cosine / temperature).
+    feats: [N, dim]; labels: int64 [N].  Chunks of 500 keep the table of cosines small."""
     train, right = F.normalize(train_feats, dim=1), 0
     for feats, labels in zip(test_feats.split(500), test_labels.split(500)):
         cosine, nearest = (F.normalize(feats, dim=1) @ train.T).topk(min(k, len(train)), dim=1)
@@ -340,8 +334,8 @@ def knn_accuracy(train_feats, train_labels, test_feats, test_labels, k=200, temp
 
 def linear_probe(train_feats, train_labels, test_feats, test_labels, epochs=100, lr=0.1,
                  batch_size=256):
-    """One linear layer on standardised features, by SGD.  -> percent right, last epoch
-    feats: [N, D], cached, so that the backbone takes no part; labels: int64 [N]"""
+    """Percent right of one linear layer, trained on standardised features, after its last epoch.
+    feats: [N, dim], made before, so the backbone does not learn; labels: int64 [N]"""
     mean, std = train_feats.mean(0), train_feats.std(0) + 1e-6
     train_feats, test_feats = (train_feats - mean) / std, (test_feats - mean) / std
     layer = nn.Linear(train_feats.shape[1], int(train_labels.max()) + 1).to(train_feats.device)
@@ -360,7 +354,7 @@ def linear_probe(train_feats, train_labels, test_feats, test_labels, epochs=100,
 
 
 def cosine_lr(lr, epoch, epochs, warmup_epochs=0):
-    """The rate after `epoch` (a float) of `epochs`: linear warm-up from 0, then half a cosine."""
+    """The rate after `epoch` epochs (a float): it rises linearly from 0, then falls as a cosine."""
     if epoch < warmup_epochs:
         return lr * epoch / warmup_epochs
     share = (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-9)
@@ -368,9 +362,9 @@ def cosine_lr(lr, epoch, epochs, warmup_epochs=0):
 
 
 def evaluate(encoder, data, args, epoch=0, **probe):
-    """Accuracies in percent: kNN of the backbone's features; with linear_probe's settings, such as
-    epochs=100, a linear probe too, and both of the projections.  {} without labels, nan in an epoch
-    that --eval-every leaves out.  -> {"knn", "linear", "knn_z", "linear_z", "knn_weak", ...}"""
+    """Percent right: {"knn"} of the backbone's features.  Settings of linear_probe (epochs=100) add
+    "linear", and "knn_z", "linear_z" of the projections.  A second label adds "knn_weak" and so on.
+    Without labels the dict is empty.  In epochs that --eval-every leaves out its values are nan."""
     labels = {"": (data.train_y, data.test_y), **data.more} if data.classes else {}
     found, n = {f"knn{label}": math.nan for label in labels}, 64 if args.dry_run else None
     if not labels or epoch % args.eval_every and epoch < args.epochs:
@@ -388,8 +382,8 @@ def evaluate(encoder, data, args, epoch=0, **probe):
 
 @torch.no_grad()
 def measure(encoder, data, args, epoch=0, z=None):
-    """An epoch's columns: collapse_metrics of the projections z [B, D], and evaluate.
-    Without z, before training, a copy of the encoder makes some: BatchNorm's averages must stay."""
+    """The columns of an epoch's row: collapse_metrics of projections z [B, dim], and evaluate.
+    Before training a copy of the encoder makes z, because BatchNorm's averages must not change."""
     if z is None:
         net, x = copy.deepcopy(encoder), data.train_x[next(batches(data, args, epoch=1))[1]]
         views = [augment(x, data.mean, data.std) for _ in range(2)]
@@ -400,44 +394,43 @@ def measure(encoder, data, args, epoch=0, z=None):
 
 # ---------------------------------------------------------------------------------- flags and log
 
-FLAGS = {                                                  # of every script: default, help
+FLAGS = {                                                  # every script's flags: default, help
     "data": ("patches", "patches, strong_weak, cifar10, cifar100 or a folder of images (README)"),
     "data_dir": ("data", "folder that CIFAR is downloaded to"),
-    "size": (32, "pixels a side, of made images and of a folder's images"),
-    "limit": (0, "train on so many images only, as many of each class as can be (0: on all)"),
+    "size": (32, "width and height in pixels, except for CIFAR"),
+    "limit": (0, "train on this many images only, if possible equally many of each class (0: all)"),
     "seed": (0, "seed of the weights, the order of the images and the augmentation"),
     "device": ("cuda" if torch.cuda.is_available() else "cpu", "cpu, cuda, cuda:1 or mps"),
-    "eval_every": (1, "epochs from one kNN evaluation to the next"),
-    "out": ("runs", "folder that the run's own folder is made in"),
-    "resume": ("", "go on with the run in this folder; flags given beside it replace saved ones"),
-    "compile": (False, "compile the model with torch.compile"),
-    "dry_run": (False, "try everything with two steps, in seconds"),
+    "eval_every": (1, "measure kNN once in this many epochs"),
+    "out": ("runs", "folder in which the run's own folder is made"),
+    "resume": ("", "continue the run in this folder; flags given beside it replace the saved ones"),
+    "compile": (False, "compile the net with torch.compile"),
+    "dry_run": (False, "train for two steps only, to see that everything works"),
 }
-HELP = {                                                   # of entries of the scripts' recipes
-    "arch": "the backbone: small is for a CPU",
+HELP = {                                                   # of the settings in the scripts' recipes
+    "arch": "the backbone; small is meant for a CPU",
     "epochs": "passes over the training images", "batch_size": "images in a step",
     "lr": "learning rate for a batch of 256: the rate used is lr * batch_size / 256",
     "weight_decay": "weight decay", "warmup_epochs": "epochs in which the rate rises from 0",
     "proj_layers": "layers of the projector", "proj_dim": "dimensions of the projections z",
     "proj_hidden": "width of the projector's hidden layer",
     "pred_hidden": "width of the predictor's hidden layer",
-    "final_bn": "BatchNorm at the end of the projector; noaffine: without trained scale and shift",
+    "final_bn": "BatchNorm at the end of the projector; noaffine has no trained scale and shift",
     "pred_lr": "constant learning rate of the predictor, as a multiple of the encoder's",
     "pred_weight_decay": "weight decay of the predictor",
-    "ema": "how much of its weights the target net keeps at a step; 0: it is the net itself",
+    "ema": "share of its weights that the target net keeps at a step; 0: it is the net itself",
     "min_scale": "smallest share of an image that a random crop keeps",
-    "temperature": "temperature tau of InfoNCE", "schedule": "of the encoder's learning rate",
+    "temperature": "temperature tau of InfoNCE", "schedule": "how the encoder's rate changes",
     "bias_lr": "learning rate of the predictor's bias, as a multiple of the encoder's",
 }
 MAY_BE_ZERO = ("limit", "seed", "epochs", "warmup_epochs", "weight_decay")
 
 
 def parse_args(file, doc, recipes, argv=None, choices={}, flags={}, presets={}, zero=()):
-    """Common flags, and one flag for every entry of a recipe.  A flag that is given wins.
-    recipes: {data set: {name: value}}; the first is the default, "other" is for any without one.
-    flags: the script's own, {name: (default, help)}, where a recipe's entry has its default there;
-    choices: {name: allowed values}; zero: names of numbers that may be 0; presets: {data set:
-    {--variant: {name: value}}}, which win over the recipe."""
+    """The settings of a run: flags that are given win over presets, and those over the recipe.
+    recipes: {data set: {setting: value}}.  The first is the default, "other" is for folders.
+    flags: the script's own, {name: (default, help)}.  choices: {name: allowed values}.
+    presets: {data set: {--variant: {setting: value}}}.  zero: settings that may be 0.  -> args"""
     name, first, flags = Path(file).name, next(iter(recipes)), FLAGS | flags
     for key, value in recipes[first].items():
         text = flags[key][1] if key in flags else HELP[key]
@@ -469,10 +462,10 @@ def parse_args(file, doc, recipes, argv=None, choices={}, flags={}, presets={}, 
 
 
 def setup(args):
-    """Seed the weights, choose the device.  -> torch.device"""
-    torch.empty(8_000_000)         # glibc then reuses such blocks: a CPU augments twice as fast
-    torch.set_flush_denormal(True)                         # a CPU crawls where weights decay to 0
-    torch.set_float32_matmul_precision("high")             # TF32 on CUDA
+    """Seed the weights, and make PyTorch fast.  -> the device that --device names"""
+    torch.empty(8_000_000)         # glibc then reuses such blocks, so a CPU augments twice as fast.
+    torch.set_flush_denormal(True)                         # Else weights near 0 slow a CPU down.
+    torch.set_float32_matmul_precision("high")             # A GPU then computes in TF32, faster.
     torch.manual_seed(args.seed)
     try:
         return torch.empty(1, device=args.device).device
@@ -481,33 +474,32 @@ def setup(args):
 
 
 def batches(data, args, epoch):
-    """The training images in random order, without the last, short batch.  -> epochs done so far,
-    in the middle of the step (a float); which images, int64 [B].
-    Order and augmentation come from (seed, epoch): a resumed run is the same."""
+    """Full batches of random training images.  -> epochs done so far, a float; indices, int64 [B].
+    The seed and the epoch determine order and augmentation, so a resumed run is the same."""
     n, seed = len(data.train_x), args.seed * 100_003 + epoch
     steps = n // args.batch_size
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     order = order[:steps * args.batch_size].view(steps, -1).to(data.train_x.device)
-    torch.manual_seed(seed * 1009)                         # of the augmentations
+    torch.manual_seed(seed * 1009)                         # This seeds the augmentation.
     for i, chosen in enumerate(tqdm(order, f"epoch {epoch}", leave=False, disable=None)):
         yield epoch - 1 + (i + 0.5) / steps, chosen
 
 
 def cli(main):
-    """Run a script's main; Ctrl-C, a closed pipe and a failed write end it with one sentence."""
+    """Run a script's main.  Ctrl-C, a closed pipe or a failed write end it with one sentence."""
     try:
         main()
     except KeyboardInterrupt:
-        fail("stopped; finished epochs are saved, and --resume RUN_FOLDER goes on")
+        fail("stopped; finished epochs are saved, and --resume RUN_FOLDER continues the run")
     except OSError as e:
         fail(e)
 
 
 def write(file, content):
-    """Text, or a dict for torch.save.  A kill leaves the old file or the new one, whole."""
+    """Write text, or a dict by torch.save.  After a kill the old file or the new one is there."""
     part, whole = file.with_name(file.name + ".part"), io.BytesIO()
     if isinstance(content, dict):
-        torch.save(content, whole)                         # into a full disk: it raises no OSError
+        torch.save(content, whole)  # In memory, because on a full disk it raises no OSError.
     else:
         whole.write(content.encode())
     part.write_bytes(whole.getvalue())
@@ -515,7 +507,7 @@ def write(file, content):
 
 
 def write_csv(file, rows):
-    """rows: dicts; the columns are all of their keys; nan is an empty cell"""
+    """Write rows, which are dicts.  All of their keys are columns, and nan is an empty cell."""
     text = io.StringIO()
     table = csv.DictWriter(text, dict.fromkeys(key for row in rows for key in row))
     table.writeheader()
@@ -524,12 +516,12 @@ def write_csv(file, rows):
 
 
 def run_name(args):
-    """mirror_ablations-bias-patches-s0: script, label if there is one, data set, seed."""
+    """Script, label (such as the variant) if there is one, data set and seed, joined by hyphens."""
     return "-".join(filter(None, [args.script, args.label, Path(args.data).name, f"s{args.seed}"]))
 
 
 def new_folder(out, name):
-    """Make out/name, or if that exists out/name-2, -3, ...  -> Path"""
+    """Make the folder out/name, or out/name-2, -3, ... if it exists.  -> Path"""
     folder, n = Path(out) / name, 1
     while folder.exists():
         n += 1
@@ -539,25 +531,25 @@ def new_folder(out, name):
 
 
 def load_run(folder, model=None, optimizer=None):
-    """What Log.row saved in a run folder: args, tables, and the states of model and optimizer."""
+    """What Log.row saved in a run's folder.  Model and optimizer, if given, take their states."""
     try:
         saved = torch.load(Path(folder) / "last.pt", map_location="cpu", weights_only=True)
         for name, part in (("model", model), ("optimizer", optimizer)):
             if part is not None:
                 part.load_state_dict(saved[name])
         return {name: saved[name] for name in ("args", "tables", "model", "optimizer")}
-    except Exception as e:                     # torch raises half a dozen kinds on a bad file
-        fail(f"{folder} is no run folder whose last.pt fits ({str(e).splitlines()[0]})")
+    except Exception as e:                     # A bad file may raise any of many kinds.
+        fail(f"{folder} is no run folder, or its last.pt does not fit ({str(e).splitlines()[0]})")
 
 
 class Log:
-    """The run's folder: a new one, or the one that --resume names, with the net as it was saved.
-    history: a row, a dict, for every finished epoch from 0 on.  tables: {name: rows} of all csv
-    files; a script may add rows to others before it calls `row`."""
+    """The run's folder: a new one, or that of --resume, from which it loads the net.
+    history: a row (a dict) for each finished epoch, from 0 on.  tables: {name: rows} of all csv
+    files.  A script may add rows to its own tables before it calls `row`."""
 
     def __init__(self, args, model, optimizer, data):
         self.args, self.model, self.optimizer, self.names = args, model, optimizer, []
-        self.steps = len(data.train_x) // args.batch_size                  # of an epoch
+        self.steps = len(data.train_x) // args.batch_size                  # in an epoch
         if self.steps == 0:
             fail(f"--batch-size {args.batch_size} is larger than the {len(data.train_x)} images")
         if args.resume:
@@ -571,12 +563,11 @@ class Log:
               f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
 
     def row(self, epoch, loss=math.nan, seconds=0.0, **columns):
-        """Print an epoch's row and save it with the net.  loss: the epoch's mean; seconds: of its
+        """Print an epoch's row, and save it with the net.  loss: the epoch's mean.  seconds: of its
         training alone.  A nan ends the run, and last.pt keeps the epoch before."""
         finite = all(p.isfinite().all() for p in self.model.parameters())
         if epoch and not (finite and math.isfinite(loss)):
-            fail(f"the loss or a weight is nan or infinite in epoch {epoch}; last.pt keeps the one "
-                 f"before.  Start again with a lower --lr (now {self.args.lr})")
+            fail(f"numbers are nan or infinite in epoch {epoch}: try --lr below {self.args.lr}")
         seconds += self.history[-1]["seconds"] if self.history else 0
         speed = epoch * self.steps * self.args.batch_size / max(seconds, 1e-9)
         row = {"epoch": epoch, "seconds": seconds, "images_per_second": speed,
@@ -598,7 +589,7 @@ class Log:
             "optimizer": self.optimizer.state_dict()})
 
     def finish(self, **found):
-        """Write result.json: the last row and what was found, except for what is nan."""
+        """Write result.json: the last row and what is found at the end, without nan."""
         found["knn_untrained"] = self.history[0].get("knn", math.nan)
         result = {k: v for k, v in {**self.history[-1], **found}.items() if v == v}
         write(self.folder / "result.json", json.dumps(result, indent=2))
@@ -607,9 +598,9 @@ class Log:
         print(f"collapse: {result['verdict']}{probe}")
 
     def draw(self):
-        """curves.png"""
+        """Draw the loss and four of the columns over the epochs, in curves.png."""
         figure = Figure(figsize=(14, 3.2), layout="constrained")
-        panels = {"loss": ["loss"], "collapse: std 0 or m_o 1": ["std", "m_o"],
+        panels = {"loss": ["loss"], "collapsed if std is 0 or m_o is 1": ["std", "m_o"],
                   "effective rank": ["effective_rank"], "kNN accuracy (%)": ["knn"]}
         for axis, (title, keys) in zip(figure.subplots(1, 4), panels.items()):
             for key in keys:

@@ -1,13 +1,13 @@
-"""Train a script with several values of its flags, and set the runs side by side.
+"""Train a script with several values of its flags, and show the runs in one table and one picture.
 
     python compare.py simsiam.py --lr 0.1,0.4,1.6 --final-bn none,noaffine --seed 0,1,2 --jobs 2
-    python compare.py runs/a runs/b                          runs that are finished already
+    python compare.py runs/a runs/b                          shows runs that are finished already
 
-The first command trains every combination of the values, 18 runs here, two at a time.  Given again,
-it trains what is missing and goes on with runs that were stopped.  With several GPUs each run gets
-the next one.  Both commands write table.md and table.csv (mean and standard deviation over seeds)
-and curves.png, where a curve is dashed if most of its nets collapsed completely, and dash-dotted if
-they lost dimensions.
+The first command trains every combination of the values, here 18 runs, two at a time.  If it is
+given again, it trains what is missing, and goes on with runs that were stopped.  With several GPUs
+each run gets the next one.  Both commands write table.md and table.csv (mean and standard deviation
+over seeds) and curves.png.  A curve is dashed if most of its nets collapsed completely, so that all
+images get the same vector, and dash-dotted if the vectors kept few dimensions.
 """
 import argparse
 import csv
@@ -32,28 +32,33 @@ import common
 
 HERE = Path(__file__).resolve().parent
 COLUMNS = "verdict knn_untrained knn knn_weak linear linear_weak std m_o effective_rank loss"
-ONE_DIGIT = ("knn", "linear", "effective_rank", "test_rank")       # after the point; others two
-WORDS = ("label", "seed", "folder", "commit", "verdict", "verdict_P")     # columns without numbers
-LOG_SCALE = ("r", "z", "covariance", "E_max", "E_mean")
+ONE_DIGIT = ("knn", "linear", "effective_rank", "test_rank")       # digits after the point
+WORDS = ("label", "seed", "folder", "commit", "verdict", "verdict_P")     # columns that hold words
+LOG_SCALE = ("r", "z", "covariance")
+TITLES = {"std": "std (0: complete collapse)", "m_o": "m_o (1: complete collapse)",
+          "effective_rank": "effective rank", "E_mean": "mean |off-diagonal| of E",
+          "knn": "kNN accuracy (%)", "knn_weak": "kNN, weak label (%)",
+          "linear": "linear probe (%)", "linear_weak": "linear probe, weak label (%)",
+          "r": "eigenvalues of r", "z": "eigenvalues of z", "index": "number of the eigenvalue"}
 LINES = {"none": "-", "dimensional": "-.", "complete": "--"}
-# label: the row of the table; argv: the script's flags; folder: where the run is, or will be
+# label: of the run's row in the table.  argv: flags of the script.  folder: where the run is put.
 Job = namedtuple("Job", "label seed script argv folder")
 
 
 # -------------------------------------------------------------------------------------------- train
 
 def make_parser(file, doc):
-    """Our own flags.  parse_known_args leaves the flags of the script: ["--lr", "0.1,0.4"]."""
+    """A parser for our own flags.  Its parse_known_args also returns those of the script."""
     parser = argparse.ArgumentParser(Path(file).name, description=doc,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", default="0", help="the seeds to train with, such as 0,1,2")
-    parser.add_argument("--jobs", type=int, default=1, help="so many runs at the same time")
-    parser.add_argument("--out", default="runs", help="folder for the runs and the comparison")
+    parser.add_argument("--seed", default="0", help="seeds to train with, such as 0,1,2")
+    parser.add_argument("--jobs", type=int, default=1, help="number of runs at the same time")
+    parser.add_argument("--out", default="runs", help="folder for the runs and their comparison")
     return parser
 
 
 def product_of(words):
-    """["a.py", "--lr", "1,2"] -> [("lr 1", ["a.py", "--lr", "1"]), ("lr 2", ...)]"""
+    """Every combination: ["a.py", "--lr", "1,2"] -> [("lr 1", ["a.py", "--lr", "1"]), ...]"""
     rows = []
     for chosen in product(*(word.split(",") for word in words)):
         varied = [f"{flag[2:]} {value}" for flag, word, value in zip(words, words[1:], chosen[1:])
@@ -63,12 +68,12 @@ def product_of(words):
 
 
 def plan(rows, seeds, folder):
-    """-> a job for each row and seed.  Bad flags and runs with other settings end the program."""
+    """A Job for each row and seed.  Wrong flags, or a run with other settings, end the program."""
     jobs = []
     for label, (script, *flags) in rows:
         module = importlib.import_module(script.removesuffix(".py"))
         if not hasattr(module, "parse"):
-            common.fail(f"{script} trains no net: run it by itself")
+            common.fail(f"{script} cannot be compared: run it by itself")
         out = folder / re.sub(r"[^\w.+-]+", "_", label)
         for seed in seeds.split(","):
             argv = [*flags, "--seed", seed, "--out", str(out)]
@@ -77,19 +82,19 @@ def plan(rows, seeds, folder):
             if (job.folder / "last.pt").exists():
                 saved = json.loads((job.folder / "args.json").read_text())["args"]
             other = [name for name, value in vars(args).items() if saved.get(name) != value
-                     and name not in ("out", "resume", "device", "eval_every")]
+                     and name not in ("out", "resume", "device", "eval_every", "n_images")]
             if other:
-                common.fail(f"{job.folder} has another {', '.join(other)}: name another --out")
+                common.fail(f"{job.folder} has another {', '.join(other)}: choose another --out")
             jobs.append(job)
     return jobs
 
 
 def train(job, i, n, processes):
-    """Run job i, one of n at the same time.  -> a line if it failed"""
+    """Run job i; n jobs run at the same time.  -> a line that says how it failed, if it did"""
     flags, environment = job.argv, dict(os.environ)
     if (job.folder / "last.pt").exists():
         flags = ["--resume", str(job.folder)]
-    elif job.folder.exists():                              # it was stopped before its first row
+    elif job.folder.exists():                              # It was stopped before its first row.
         shutil.rmtree(job.folder)
     if n > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // n)))
@@ -97,7 +102,7 @@ def train(job, i, n, processes):
     gpus = environment.get("CUDA_VISIBLE_DEVICES", gpus).split(",")
     if len(gpus) > 1 and "--device" not in job.argv:
         environment["CUDA_VISIBLE_DEVICES"] = gpus[i % len(gpus)]
-    # Through a pipe, so that a run whose output nobody reads any more stops at its next print.
+    # Because of the pipe, a run whose output nobody reads any more stops when it prints next.
     process = subprocess.Popen([sys.executable, str(HERE / job.script), *flags], env=environment,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     processes.append(process)
@@ -117,7 +122,7 @@ def train_all(jobs, n):
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in processes:
-                process.terminate()                        # a run loses its last epoch at most
+                process.terminate()                        # A run loses only its current epoch.
             print("stopped; the same command goes on from here")
             raise SystemExit(130)
 
@@ -125,27 +130,27 @@ def train_all(jobs, n):
 # ------------------------------------------------------------------------------------------- report
 
 def read_results(jobs):
-    """-> a record for each finished job: label, seed, folder, and what result.json says"""
+    """A record for each finished job: its label, seed and folder, and all of its result.json"""
     return [{"label": job.label, "seed": job.seed, "folder": str(job.folder),
              **json.loads((job.folder / "result.json").read_text())}
             for job in jobs if (job.folder / "result.json").exists()]
 
 
 def read_csv(file):
-    """-> [{column: number or word}]; empty cells are left out"""
+    """The rows of a csv file, [{column: number or word}], without their empty cells"""
     with open(file, newline="") as f:
         return [{name: value if name in WORDS else float(value)
                  for name, value in row.items() if value} for row in csv.DictReader(f)]
 
 
 def by_label(records):
-    """-> {label: the records of its seeds}"""
+    """{label: the records of its seeds}"""
     return {label: [record for record in records if record["label"] == label]
             for label in dict.fromkeys(record["label"] for record in records)}
 
 
 def cell(values, digits):
-    """Numbers: mean ± standard deviation.  Words: each with how often it comes."""
+    """A cell of the table.  Numbers become mean ± standard deviation, and words are counted."""
     if values and isinstance(values[0], str):
         counts = Counter(values).items()
         return ", ".join(word if n == len(values) else f"{word} ({n} of {len(values)})"
@@ -155,7 +160,7 @@ def cell(values, digits):
 
 
 def markdown(records, columns, digits={}):
-    """-> the table in Markdown, a line for each label.  digits: {column: digits after the point}"""
+    """The table in Markdown, a line for each label.  digits: {column: digits after the point}"""
     lines = [["", *columns], ["---"] * (len(columns) + 1)]
     for label, mine in by_label(records).items():
         lines.append([label])
@@ -166,19 +171,19 @@ def markdown(records, columns, digits={}):
 
 
 def draw(records, columns, name):
-    """Columns of a csv file of the runs: the mean over seeds, in a band of one standard deviation.
-    A row of panels shows six labels at most."""
-    from matplotlib.figure import Figure                   # takes a second
+    """Draw columns of the csv file `name` of the runs: the mean over seeds, in a band of one
+    standard deviation.  A row of panels shows six labels at most.  -> Figure"""
+    from matplotlib.figure import Figure                   # This import takes a second.
     rows = {label: [read_csv(Path(record["folder"], name)) for record in mine]
             for label, mine in by_label(records).items()}
     known = dict.fromkeys(column for runs in rows.values() for row in runs[0] for column in row)
     columns = [column for column in columns if column in known]
     if not columns:
-        common.fail(f"--curves: the columns of {name} are {', '.join(known)}")
+        common.fail(f"--curves: {name} has the columns {', '.join(known)}")
     height = math.ceil(len(rows) / 6)
     figure = Figure(figsize=(3.4 * len(columns) + 2.5, 2.9 * height + 0.5), layout="constrained")
     axes = figure.subplots(height, len(columns), squeeze=False, sharey="col")
-    verdict = "verdict_P" if "m_o_P" in columns else "verdict"         # of the predictions P
+    verdict = "verdict_P" if "m_o_P" in columns else "verdict"         # about the predictions P
     x = next(column for column in ("step", "index", "epoch") if column in known)
     for i, (label, runs) in enumerate(rows.items()):
         verdicts = Counter(record.get(verdict, record["verdict"]) for record in records
@@ -187,16 +192,17 @@ def draw(records, columns, name):
         for axis, column in zip(axes[i // 6], columns):
             values = torch.tensor([[row.get(column, math.nan) for row in run] for run in runs])
             if column == "effective_rank" and name == "metrics.csv":
-                # Once all images are one point, this is the rank of the noise around it.
+                # If all images are one point, this rank is only that of the noise around it.
                 m_o = torch.tensor([[row.get("m_o", 0) for row in run] for run in runs])
                 values[m_o >= 0.95] = math.nan
             mean, spread = values.mean(0), values.std(0, correction=min(1, len(runs) - 1))
-            shown = ~mean.isnan()                          # kNN is not measured in every epoch
+            shown = ~mean.isnan()                          # Some epochs have no kNN.
             at = torch.tensor([row[x] for row in runs[0]])[shown]
             axis.plot(at, mean[shown], label=label, **style)
             axis.fill_between(at, (mean - spread)[shown], (mean + spread)[shown],
                               color=style["color"], alpha=0.15)
-            axis.set(xlabel=x, title=column, yscale="log" if column in LOG_SCALE else "linear")
+            axis.set(xlabel=TITLES.get(x, x), title=TITLES.get(column, column),
+                     yscale="log" if column in LOG_SCALE else "linear")
     for axis in axes[:, -1]:
         axis.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
     return figure
@@ -211,7 +217,7 @@ def report(folder, records, text, figure):
 
 
 def finished(words):
-    """-> jobs of the finished runs; other folders, such as earlier comparisons, are left out"""
+    """Jobs of the finished runs.  Other folders, such as earlier comparisons, are left out."""
     runs = [Path(word).resolve() for word in words if Path(word, "result.json").exists()]
     if not runs or not all(Path(word).is_dir() for word in words):
         common.fail(f"neither a script nor finished runs: {' '.join(words) or 'see --help'}")
@@ -221,8 +227,8 @@ def finished(words):
 
 def main(argv=None):
     parser = make_parser(__file__, __doc__)
-    parser.add_argument("--csv", default="metrics.csv", help="the file of a run that is drawn")
-    parser.add_argument("--curves", default="std,m_o,effective_rank,knn", help="its columns")
+    parser.add_argument("--csv", default="metrics.csv", help="csv file to draw (metrics.csv)")
+    parser.add_argument("--curves", default="std,m_o,effective_rank,knn", help="columns to draw")
     own, words = parser.parse_known_args(argv)
     if words and words[0].endswith(".py") and (HERE / words[0]).exists():
         flags = [word[2:] for word in words if word.startswith("--")]

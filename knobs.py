@@ -1,17 +1,15 @@
-"""SimSiam and BYOL with every knob that is blamed when they collapse.
+"""Train SimSiam or BYOL with any of the changes that are blamed for a collapse.
 
-The other scripts show a method.  This one is there to be turned and broken: `python
-results/reproduce.py collapse-guide` makes one change at a time, and results/collapse_guide.md says
-what came out of it.
+The encoder turns a view, a randomly changed image, into z.  The predictor, a small net, guesses the
+other view's z from it.  In a collapse all z are equal, or lie along few directions.  Each part of
+both methods has a flag that changes or removes it.  results/collapse_guide.md says what each does.
 
     python knobs.py                              SimSiam, as in simsiam.py
     python knobs.py --variant byol               BYOL, as in byol.py
     python knobs.py --no-pred-bn --batch-size 16 --data path/to/folder
 
-On `patches` a run takes 90 s on two CPU cores.  BYOL is SimSiam with a slow target here.  Its loss,
-2 + 2 D both ways, is 4 times SimSiam's plus a constant; so byol.py's rate 0.1 is 0.4 here, and its
-weight decay a quarter.  --target-every 10 is the alternating optimisation of Chen & He (2021, arXiv
-2011.10566, section 5): ten steps towards one target net, then a copy of the new net is the target.
+A run on `patches` takes 90 s on two CPU cores.  BYOL is SimSiam with a slow target here, so it has
+a quarter of byol.py's loss (without a constant), 4 times its rate, a quarter of its weight decay.
 """
 import copy
 import time
@@ -21,8 +19,8 @@ from torch import nn
 
 import common
 
-# The settings for each data set.  Every entry is also a flag (--help says what it is), and a flag
-# that is given wins.
+# A recipe holds the settings for one data set.  Each setting is also a flag, such as --epochs 20,
+# which wins over the recipe.  --help explains them.  "other" is the recipe for folders of images.
 RECIPES = {
     "patches": dict(                                                       # simsiam.py, byol.py
         arch="small", epochs=20, batch_size=64, lr=0.4, weight_decay=1e-3, warmup_epochs=2,
@@ -39,26 +37,27 @@ CHOICES = {"arch": common.ARCHS, "final_bn": ("none", "noaffine", "affine"),
            "predictor": ("mlp", "none"), "pred_schedule": ("constant", "cosine"),
            "pair": ("other", "own")}
 FLAGS = {
-    "variant": ("simsiam", "whose settings to start from"), "optimizer": (None, "sgd or adam"),
-    "proj_bn": (None, "BatchNorm inside the projector"), "predictor": (None, "two layers, or none"),
-    "pred_bn": (None, "BatchNorm inside the predictor"), "stopgrad": (None, "detach the target"),
-    "pred_schedule": (None, "of the predictor's learning rate"),
-    "target_every": (None, "steps from one copy of the net as the target to the next"),
-    "pair": (None, "compare a prediction with the other view's target, or by mistake its own"),
-    "jitter_p": (None, "share of the views whose colours are changed")}
+    "variant": ("simsiam", "the method to start from"), "optimizer": (None, "sgd has momentum 0.9"),
+    "proj_bn": (None, "BatchNorm inside the projector"), "predictor": (None, "mlp: two layers"),
+    "pred_bn": (None, "BatchNorm inside the predictor"),
+    "stopgrad": (None, "whether .detach() keeps the gradient away from the target"),
+    "pred_schedule": (None, "cosine: the predictor's learning rate falls as the encoder's does"),
+    "target_every": (None, "steps towards a target net, before it is updated (Chen & He, 5)"),
+    "pair": (None, "whether a prediction's target is of the other view or, by mistake, its own"),
+    "jitter_p": (None, "share of the views whose colours are changed, from 0 to 1")}
 
 
 # -------------------------------------------------------------------------------------------- loss
 
 def D(p, z):
-    """Minus the mean cosine similarity.  p, z: [B, dim] -> scalar.  Who calls it detaches z."""
+    """Minus the mean cosine similarity of p and z, [B, dim] -> scalar.  The caller detaches z."""
     return -nn.functional.cosine_similarity(p, z, dim=1).mean()
 
 
 # ----------------------------------------------------------------------------------------- network
 
 def hidden_layer(d_in, d_out, with_bn):
-    """-> a list of layers"""
+    """A linear layer, BatchNorm if it is wanted, and ReLU.  -> list of layers"""
     if with_bn:
         return [nn.Linear(d_in, d_out, bias=False), nn.BatchNorm1d(d_out), nn.ReLU()]
     return [nn.Linear(d_in, d_out), nn.ReLU()]
@@ -69,7 +68,7 @@ class Siamese(nn.Module):
         super().__init__()
         backbone, width = common.make_backbone(args.arch)
         dim = args.proj_dim
-        self.encoder = nn.Sequential()                     # f = projector after backbone
+        self.encoder = nn.Sequential()                     # f: the backbone, then the projector
         self.encoder.backbone = backbone
         projector = []
         for i in range(args.proj_layers - 1):
@@ -87,16 +86,16 @@ class Siamese(nn.Module):
             self.target = copy.deepcopy(self.encoder).requires_grad_(False)
 
     def forward(self, x1, x2):
-        # One call per view, so that BatchNorm uses each view's own mean and variance.
-        z1, z2 = self.encoder(x1), self.encoder(x2)        # [B, D]
-        p1, p2 = self.predictor(z1), self.predictor(z2)    # [B, D]
+        # Each view gets its own call, so that BatchNorm averages over one view at a time.
+        z1, z2 = self.encoder(x1), self.encoder(x2)        # [B, dim]
+        p1, p2 = self.predictor(z1), self.predictor(z2)    # [B, dim]
         if self.target is None:
             return p1, p2, z1, z2, z1, z2
         return p1, p2, z1, z2, self.target(x1), self.target(x2)
 
     @torch.no_grad()
     def update_target(self, m):
-        """f' <- m f' + (1 - m) f in place: weights and BatchNorm's averages, but no counters."""
+        """f' <- m f' + (1 - m) f in place: weights and BatchNorm's averages, not its counters"""
         if self.target is None:
             return
         target = self.target.state_dict()
@@ -105,22 +104,20 @@ class Siamese(nn.Module):
                 target[name].lerp_(new, 1 - m)
 
 
-build = Siamese
+build = Siamese                                # linear_eval.py makes any script's net by this name.
 
 
 # ------------------------------------------------------------------------------------------- train
 
 @torch.no_grad()
 def health(r):
-    """How rich are features of images that were not trained on?  This needs no labels.
-
-    r: [N, D] -> test_rank_r, their effective rank, and test_auc_r: the mean share of the singular
-    values of the centred, l2-normalised r that the largest 1, 2, ..., D of them hold.  It is 1 if
-    one holds all, about 1/2 if all are equal (Li, Efros & Pathak 2022, arXiv 2209.15007; that the
-    values are summed and not their squares is our reading)."""
+    """Without labels, how many dimensions do the features r of test images use?  r: [N, width] ->
+    test_rank_r, the effective rank, and test_auc_r (Li, Efros & Pathak 2022, arXiv 2209.15007), the
+    mean share of the sum of r's singular values that the largest 1, 2, ... hold.  It is 1 if one is
+    all, about 1/2 if all are equal.  In our reading the sum is of the values, not their squares."""
     R = nn.functional.normalize(r.float(), dim=1).cpu().double()
     R = R - R.mean(0)
-    s = torch.linalg.eigvalsh(R.T @ R).clamp(min=0).sqrt()               # ascending
+    s = torch.linalg.eigvalsh(R.T @ R).clamp(min=0).sqrt()               # in rising order
     s = s.flip(0)[:len(R)]
     return {"test_rank_r": common.collapse_metrics(r)["effective_rank"],
             "test_auc_r": (s.cumsum(0) / s.sum()).mean().item()}
@@ -133,7 +130,7 @@ def parse(argv=None):
         common.fail("--ema, --min-scale and --jitter-p must be at most 1")
     args.label = args.variant
     if not args.stopgrad:
-        args.ema, args.target_every = 0.0, 1               # a copy has no gradient to let pass
+        args.ema, args.target_every = 0.0, 1               # A copy lets no gradient pass.
     return args
 
 
@@ -143,51 +140,51 @@ def main(argv=None):
     data = common.load_data(args.data, args.data_dir, args.size, device, args.limit)
     model = Siamese(args).to(device, memory_format=torch.channels_last)
     net = torch.compile(model) if args.compile else model
-    # Two groups, because by default only the encoder's learning rate is annealed.
-    lr = args.lr * args.batch_size / 256
+    # The weights form two groups, because by default only the encoder's learning rate falls.
+    lr = args.lr * args.batch_size / 256                   # --lr is the rate for a batch of 256.
     groups = [{"params": model.encoder.parameters()},
               {"params": model.predictor.parameters(), "lr": lr * args.pred_lr}]
     if args.optimizer == "adam":
         optimizer = torch.optim.Adam(groups, lr, weight_decay=args.weight_decay)
     else:
         optimizer = torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=args.weight_decay)
-    log = common.Log(args, model, optimizer, data)         # makes the run's folder, or resumes it
+    log = common.Log(args, model, optimizer, data)         # It makes or resumes the run's folder.
     backbone = model.encoder.backbone
-    if not log.history:                                    # row 0: the untrained net's score
+    if not log.history:                                    # Row 0 is of the untrained net.
         of_r = health(common.extract_features(backbone, data.test_x, data.mean, data.std))
         log.row(0, **common.measure(model.encoder, data, args), **of_r)
 
-    for epoch in range(len(log.history), args.epochs + 1):
+    for epoch in range(len(log.history), args.epochs + 1):  # A resumed run goes on where it ended.
         start, losses = time.time(), []
-        for progress, chosen in common.batches(data, args, epoch):   # such as 3.42 epochs; indices
+        for progress, chosen in common.batches(data, args, epoch):   # 3.42 epochs; images' indices
             rate = common.cosine_lr(lr, progress, args.epochs, args.warmup_epochs)
-            optimizer.param_groups[0]["lr"] = rate         # the encoder's
-            if args.pred_schedule == "cosine":             # else the predictor's stays constant
+            optimizer.param_groups[0]["lr"] = rate         # Group 0 is the encoder.
+            if args.pred_schedule == "cosine":             # Group 1 is the predictor.
                 optimizer.param_groups[1]["lr"] = rate * args.pred_lr
-            x = data.train_x[chosen]                       # uint8 [B, 3, size, size], no labels
+            x = data.train_x[chosen]                       # uint8 [B, 3, size, size]; no labels
             x1, x2 = (common.augment(x, data.mean, data.std, args.min_scale, jitter_p=args.jitter_p)
                       for _ in range(2))
-            with common.autocast(device):                  # bfloat16 on CUDA
+            with common.autocast(device):                  # A GPU uses 16-bit floats (bfloat16).
                 p1, p2, z1, z2, t1, t2 = net(x1, x2)
-                if args.pair == "own":                     # the bug: a prediction of its own view
+                if args.pair == "own":                     # The view predicts itself, by mistake.
                     t1, t2 = t2, t1
-                # detach is the stop-gradient: without it p and z move towards one point together
+                # .detach() is the stop-gradient: the target stays where it is, and only p moves.
                 loss = D(p1, t2.detach()) / 2 + D(p2, t1.detach()) / 2
                 if not args.stopgrad:
                     loss = D(p1, t2) / 2 + D(p2, t1) / 2
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            losses.append(loss.detach())                   # .item() here would make a GPU wait
+            losses.append(loss.detach())                   # .item() here would wait for the GPU.
             steps = (epoch - 1) * log.steps + len(losses)
-            if steps % args.target_every == 0:             # 10: ten steps towards one target
+            if steps % args.target_every == 0:             # Until then the target holds still.
                 model.update_target(args.ema)
         mean_loss, seconds = torch.stack(losses).mean().item(), time.time() - start
-        z = torch.cat([z1, z2])                            # of the last batch, to look for collapse
+        z = torch.cat([z1, z2])                            # Has the last batch's z collapsed?
         of_r = health(common.extract_features(backbone, data.test_x, data.mean, data.std))
         metrics = common.measure(model.encoder, data, args, epoch, z)
         log.row(epoch, mean_loss, seconds, **metrics, **of_r)
-    log.finish(**common.evaluate(model.encoder, data, args, epochs=100))   # of a linear probe
+    log.finish(**common.evaluate(model.encoder, data, args, epochs=100))  # trains the linear probe
     return model
 
 

@@ -1,22 +1,20 @@
-"""Which part of SimSiam prevents collapse?  Nine Siamese nets, each whole in one place.
+"""Train one of nine Siamese nets, to see which part of SimSiam prevents collapse.
 
-Zhang et al., "How Does SimSiam Avoid Collapse Without Negative Samples?", 2022 (arXiv 2203.16262):
-Tables 2, 5 and 6, Figs. 2, 3, Algorithms 1 to 4, which stand here without a name.  Wen & Li, "The
-Mechanism of Prediction Head in Non-contrastive Self-supervised Learning", 2022 (arXiv 2205.06226):
-heads, that is predictors, that start as the identity.  z = f(x) are the projections of a view, and
-p = h(z) is what the predictor h makes of them, as in simsiam.py.
+Two views are random changes of one image.  The encoder f, a backbone and a small net behind it, the
+projector, turns a view into a vector z = f(x).  Another small net, the predictor or head h, turns z
+into p = h(z).  The stop-gradient, sg or .detach(), lets numbers pass, but no gradient.  In a
+complete collapse all images get the same z.  Most variants are of Zhang et al., "How Does SimSiam
+Avoid Collapse Without Negative Samples?", 2022 (arXiv 2203.16262), two are of Wen & Li, "The
+Mechanism of Prediction Head in Non-contrastive Self-supervised Learning", 2022 (arXiv 2205.06226).
 
     python mirror_ablations.py --variant mirror
-    python results/reproduce.py mirror            all of them in one table and one figure
+    python results/reproduce.py mirror            trains all of them and shows them in one table
 
-On `patches` and two CPU cores a variant takes a minute.  naive, no_stopgrad and mirror collapse in
-one epoch: all images are one point, and m_o, the length of the mean of the unit-length z, is 1.  In
-symmetric it is p that collapses.  simsiam, inverse, bias and identity do not collapse so.
-
-All variants share their settings, except for those that @variant(...) names with a reason.  f ends
-without a BatchNorm, which would hide a complete collapse.  Where we differ from the papers: on
-`patches` all rates are ours; Algorithm 4 prints its last term without /2, which would weigh the
-second view twice; Wen & Li's settings for images are not known to us.
+On `patches` and two CPU cores a variant takes one to two minutes.  naive, no_stopgrad and mirror
+collapse in one epoch.  The others do not, but in symmetric all p become the same.  In most variants
+f ends without a BatchNorm, because one could hide a collapse.  Where we differ from the papers: the
+settings for `patches` are ours.  We do not know Wen & Li's for images.  Zhang et al. print the last
+term of Algorithm 4 without /2, which would count the second view twice.
 """
 import time
 from collections import namedtuple
@@ -27,8 +25,8 @@ from torch.nn import functional as F
 
 import common
 
-# The settings for each data set.  Every entry is also a flag (--help says what it is), and a flag
-# that is given wins.
+# A recipe holds the settings for one data set.  Each setting is also a flag, such as --epochs 20,
+# which wins over the recipe.  --help explains them.  "other" is the recipe for folders of images.
 RECIPES = {
     "patches": dict(                                                                          # ours
         arch="small", epochs=12, batch_size=64, lr=0.4, weight_decay=1e-3, warmup_epochs=1,
@@ -45,22 +43,21 @@ RECIPES = {
 }
 RECIPES["other"] = RECIPES["patches"] | dict(epochs=20, weight_decay=5e-4)
 CHOICES = {"arch": common.ARCHS, "final_bn": ("none", "noaffine", "affine")}
-FLAGS = {"variant": ("simsiam", "which of the Siamese nets"),
-         "inverse_lr": (None, "constant learning rate of h_inv, the second head of inverse")}
+FLAGS = {"variant": ("simsiam", "the net to train; the docstring of its loss describes it"),
+         "inverse_lr": (None, "constant rate of inverse's h_inv, as a multiple of the encoder's")}
 
 
 # ---------------------------------------------------------------------------------------- variants
-# A variant is a function loss(net, z1, z2) that returns the loss and p1, p2 (None without a
-# predictor).  Above it stand the predictor that it needs, and the settings in which it differs from
-# the recipe, with the reason.  These hold on `patches` and on your own images, not on CIFAR.
+# A variant is a function loss(net, z1, z2) -> loss, p1, p2; without a predictor p1 and p2 are None.
+# @variant(...) names its predictor, and the settings in which it differs from the recipe, with the
+# reason.  These settings hold on `patches` and on your own images.  CIFAR has the papers' recipe.
 
 Variant = namedtuple("Variant", "loss predictor why settings")
 VARIANTS = {}                                              # {name of the loss: Variant}
 
 
 def variant(predictor=None, why="", **settings):
-    """@variant(...) puts the loss that it stands above into VARIANTS.  predictor(dim, hidden)
-    returns a module."""
+    """Put the loss below into VARIANTS.  predictor: a function (dim, hidden) -> module"""
     def add(loss):
         VARIANTS[loss.__name__] = Variant(loss, predictor, why, settings)
         return loss
@@ -68,59 +65,60 @@ def variant(predictor=None, why="", **settings):
 
 
 def D(p, z):
-    """Minus the mean cosine similarity.  p, z: [B, dim] -> scalar.  Who calls it detaches z."""
+    """Minus the mean cosine similarity of p and z, [B, dim] -> scalar.  The caller detaches z."""
     return -F.cosine_similarity(p, z, dim=1).mean()
 
 
 def make_mlp(dim, hidden):
-    """SimSiam's predictor: two layers, without BatchNorm at the output."""
+    """SimSiam's predictor: two linear layers, with BatchNorm and ReLU between them."""
     return nn.Sequential(nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
                          nn.Linear(hidden, dim))
 
 
 @variant(make_mlp)
 def simsiam(net, z1, z2):
-    """Equation 2.  z2.detach() is only a target; the gradient enters f through p1 = h(z1)."""
+    """SimSiam (Chen & He, Algorithm 1; Zhang et al., equation 2).
+    z2.detach() is a target that holds still.  The gradient reaches f through p1 = h(z1)."""
     p1, p2 = net.predictor(z1), net.predictor(z2)
     return D(p1, z2.detach()) / 2 + D(p2, z1.detach()) / 2, p1, p2
 
 
 @variant()
 def naive(net, z1, z2):
-    """Fig. 2 (a): no predictor.
-
-    With a stop-gradient, D(z1, z2.detach()) / 2 + D(z2, z1.detach()) / 2, the gradient would be
-    half of this one: a stop-gradient alone changes nothing (Chen & He, section 4.2)."""
+    """SimSiam without predictor and stop-gradient (Zhang et al., Fig. 2 a, Table 2).
+    A stop-gradient alone, D(z1, z2.detach()) / 2 + D(z2, z1.detach()) / 2, does not help, because
+    it only makes the gradient half as long (Chen & He, section 4.2)."""
     return D(z1, z2), None, None
 
 
 @variant(make_mlp)
 def no_stopgrad(net, z1, z2):
-    """SimSiam with its predictor, but without the stop-gradient."""
+    """SimSiam with its predictor, but without the stop-gradient (Chen & He, 4)."""
     p1, p2 = net.predictor(z1), net.predictor(z2)
     return D(p1, z2) / 2 + D(p2, z1) / 2, p1, p2
 
 
 @variant(make_mlp)
 def mirror(net, z1, z2):
-    """Algorithm 2: the gradient reaches f through z, not through h(z).  h learns as in SimSiam."""
+    """SimSiam with the gradient on the other path (Zhang et al., Algorithm 2, Table 2): it reaches
+    f through z1, without h, and the target is p2.  h learns as in SimSiam."""
     p1, p2 = net.predictor(z1.detach()), net.predictor(z2.detach())
     return D(z1, p2) / 2 + D(z2, p1) / 2, p1, p2
 
 
 @variant(make_mlp)
 def symmetric(net, z1, z2):
-    """Algorithm 3: h on both sides.  With h(f(x)) as the encoder this is half of naive's gradient.
-    So P, and not Z, is what collapses."""
+    """SimSiam with h on both paths (Zhang et al., Algorithm 3, Table 2).  With h(f(x)) as encoder
+    this is naive with half of the gradient."""
     p1, p2 = net.predictor(z1), net.predictor(z2)
     return D(p1, p2.detach()) / 2 + D(p2, p1.detach()) / 2, p1, p2
 
 
-@variant(make_mlp, "h_inv has to follow h; with h at the shared rate P collapses, and without the "
-         "BatchNorm on one seed of three", final_bn="noaffine", pred_lr=1.0, inverse_lr=10.0)
+@variant(make_mlp, "h_inv has to keep up with h; p collapses if h has the rate of others, and on "
+         "one seed of three without BatchNorm", final_bn="noaffine", pred_lr=1.0, inverse_lr=10.0)
 def inverse(net, z1, z2):
-    """Algorithm 4: h on both sides, but a second head, h_inv, learns to map the target p back to
-    z."""
+    """As symmetric, but a second head, h_inv, learns to turn the target p back into z (Zhang et
+    al., Algorithm 4, Fig. 3)."""
     h, h_inv = net.predictor, net.inverse
     p1, p2, sg_z1, sg_z2 = h(z1), h(z2), z1.detach(), z2.detach()
     loss_pred = D(h(sg_z1), sg_z2) / 2 + D(h(sg_z2), sg_z1) / 2                     # trains h
@@ -130,7 +128,7 @@ def inverse(net, z1, z2):
 
 
 class Bias(nn.Module):
-    """p = z + b"""
+    """A predictor that only adds a trained vector b, which starts at 0: p = z + b"""
 
     def __init__(self, dim, _):
         super().__init__()
@@ -142,15 +140,15 @@ class Bias(nn.Module):
 
 @variant(Bias)
 def bias(net, z1, z2):
-    """Table 5: SimSiam, but the predictor only adds a vector, to z of length 1."""
+    """SimSiam, but the predictor only adds a vector, the same for all images, to z of length 1
+    (Zhang et al., Table 5)."""
     p1, p2 = net.predictor(F.normalize(z1, dim=1)), net.predictor(F.normalize(z2, dim=1))
     return D(p1, z2.detach()) / 2 + D(p2, z1.detach()) / 2, p1, p2
 
 
 class IdentityHead(nn.Module):
-    """p = E z with E = I at the start.  As in Wen & Li only its off-diagonal entries are trained.
-
-    The parameter is E - I, so that weight decay would pull towards I."""
+    """p = E z, with a matrix E that starts as the identity I.  Only its off-diagonal entries are
+    trained (Wen & Li).  The weights are E - I, so that weight decay pulls E towards I, not 0."""
 
     def __init__(self, dim, _):
         super().__init__()
@@ -160,24 +158,24 @@ class IdentityHead(nn.Module):
     @property
     def E(self):
         identity = torch.eye(len(self.change), device=self.change.device)
-        return identity + self.mask * self.change          # [D, D]
+        return identity + self.mask * self.change          # [dim, dim]
 
     def forward(self, z):
         return z @ self.E.T
 
 
-@variant(IdentityHead, "f has to end in a BatchNorm, as in the theory; weight decay pulls E back "
-         "to I", final_bn="noaffine", pred_weight_decay=5e-4)
+@variant(IdentityHead, "f has to end in a BatchNorm, as in the theory, and weight decay pulls E "
+         "back to I", final_bn="noaffine", pred_weight_decay=5e-4)
 def identity(net, z1, z2):
-    """Wen & Li: ||BN[E phi(X1)] - sg BN[phi(X2)]||^2 for both directions, over 4 dim.
-
-    phi is f before its last BatchNorm.  Here z is BN[phi], and E sees z, not phi."""
+    """SimSiam, but h is a matrix E that starts as I, and D a squared error behind a BatchNorm, BN
+    (Wen & Li): ||BN[E phi(X1)] - sg BN[phi(X2)]||^2 / (4 dim), plus the same with the views
+    exchanged.  phi is f before its last BN.  Here E sees z = BN[phi]."""
     p1, p2 = net.bn(net.predictor(z1)), net.bn(net.predictor(z2))
     return F.mse_loss(p1, z2.detach()) / 4 + F.mse_loss(p2, z1.detach()) / 4, p1, p2
 
 
 def frozen_head(dim, hidden):
-    """The control: E stays I, so that there is a stop-gradient but no trained predictor."""
+    """identity_frozen: h stays I, untrained (Wen & Li, Theorem 3).  z has few dimensions left."""
     return IdentityHead(dim, hidden).requires_grad_(False)
 
 
@@ -196,35 +194,33 @@ class Siamese(nn.Module):
             projector.append(nn.Linear(dim if i else width, dim, bias=False))
             if i < args.proj_layers - 1:
                 projector.extend([nn.BatchNorm1d(dim), nn.ReLU()])
-        if args.final_bn != "none":                        # it may hide a collapse: see README
+        if args.final_bn != "none":                        # It can hide a collapse (see README).
             projector.append(nn.BatchNorm1d(dim, affine=args.final_bn == "affine"))
-        self.encoder = nn.Sequential()                     # f: the projector after the backbone
+        self.encoder = nn.Sequential()                     # f: the backbone, then the projector
         self.encoder.add_module("backbone", backbone)
         self.encoder.add_module("projector", projector)
-        self.predictor, self.inverse = None, None          # h, h_inv
+        self.predictor, self.inverse = None, None          # h and h_inv
         if variant.predictor is not None:
             self.predictor = variant.predictor(dim, args.pred_hidden)
         if args.variant == "inverse":
             self.inverse = make_mlp(dim, args.pred_hidden)
-        self.bn = nn.BatchNorm1d(dim, affine=False)        # only in the loss `identity`
+        self.bn = nn.BatchNorm1d(dim, affine=False)        # Only identity needs it.
 
     def forward(self, x1, x2):
-        # One call per view, so that BatchNorm uses each view's own mean and variance.
-        return self.encoder(x1), self.encoder(x2)          # [B, D]
+        # Each view gets its own call, so that BatchNorm averages over one view at a time.
+        return self.encoder(x1), self.encoder(x2)          # [B, dim]
 
 
-build = Siamese
+build = Siamese                                # linear_eval.py makes any script's net by this name.
 
 
 # ------------------------------------------------------------------------------------------- train
 
 @torch.no_grad()
 def head_metrics(net, z, p1, p2):
-    """Columns of the predictor: collapse_metrics of P, and
-    cos_bias                cosine of the predictor's last bias with the centre o of Z (Table 6)
-    E_max, E_mean, E_asym   largest and mean |off-diagonal| of a D x D head, ||E - E^T|| / ||E||
-
-    z: [2B, D], p1, p2: [B, D], of the last batch"""
+    """The predictor's columns: collapse_metrics of p; cos_bias, the cosine of its last bias and the
+    mean Z (Zhang et al., Table 6); E_max and E_mean, the largest and mean size of an off-diagonal
+    entry; E_asym, ||E - E^T|| / ||E||.  z: [2B, dim] and p1, p2: [B, dim] are of the last batch."""
     if p1 is None:
         return {}
     of_P = common.collapse_metrics(torch.cat([p1, p2]))
@@ -256,41 +252,42 @@ def main(argv=None):
     variant = VARIANTS[args.variant]
     model = Siamese(args).to(device, memory_format=torch.channels_last)
     net = torch.compile(model) if args.compile else model
-    # Several groups, because only the encoder's learning rate falls.  The predictor's stays
-    # constant, so that the predictor can follow a z that keeps changing (Chen & He, 4.2).
-    lr = args.lr * args.batch_size / 256
+    # The weights form several groups, because only the encoder's learning rate falls.  The heads'
+    # rates stay constant, so the heads can follow a z that keeps changing (Chen & He, 4.2).
+    lr = args.lr * args.batch_size / 256                   # --lr is the rate for a batch of 256.
     groups = [{"params": model.encoder.parameters()}]
     for head, rate in ((model.predictor, args.pred_lr), (model.inverse, args.inverse_lr)):
         if head is not None:
             groups.append({"params": head.parameters(), "lr": lr * rate,
                            "weight_decay": args.pred_weight_decay})
     optimizer = torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=args.weight_decay)
-    log = common.Log(args, model, optimizer, data)         # makes the run's folder, or resumes it
+    log = common.Log(args, model, optimizer, data)         # It makes or resumes the run's folder.
     own = [f"{name} {value}" for name, value in variant.settings.items()
            if getattr(args, name) == value]
-    if own and args.data not in ("cifar10", "cifar100"):   # which have the papers' recipe
+    if own and args.data not in ("cifar10", "cifar100"):   # These have the papers' recipe.
         print(f"{args.variant} differs from the other variants in {', '.join(own)}: {variant.why}")
-    if not log.history:                                    # row 0: the untrained net's score
-        log.row(0, **common.measure(model.encoder, data, args))
+    if not log.history:                                    # Row 0 is of the untrained net.
+        columns = {"E_mean": 0.0} if isinstance(model.predictor, IdentityHead) else {}
+        log.row(0, **common.measure(model.encoder, data, args), **columns)
 
-    for epoch in range(len(log.history), args.epochs + 1):
+    for epoch in range(len(log.history), args.epochs + 1):  # A resumed run goes on where it ended.
         start, losses = time.time(), []
-        for progress, chosen in common.batches(data, args, epoch):   # such as 3.42 epochs; indices
+        for progress, chosen in common.batches(data, args, epoch):   # 3.42 epochs; images' indices
             rate = common.cosine_lr(lr, progress, args.epochs, args.warmup_epochs)
-            optimizer.param_groups[0]["lr"] = rate         # the encoder's
-            x = data.train_x[chosen]                       # uint8 [B, 3, size, size], no labels
+            optimizer.param_groups[0]["lr"] = rate         # Group 0 is the encoder.
+            x = data.train_x[chosen]                       # uint8 [B, 3, size, size]; no labels
             x1, x2 = common.augment(x, data.mean, data.std), common.augment(x, data.mean, data.std)
-            with common.autocast(device):                  # bfloat16 on CUDA
+            with common.autocast(device):                  # A GPU uses 16-bit floats (bfloat16).
                 z1, z2 = net(x1, x2)
                 loss, p1, p2 = variant.loss(model, z1, z2)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            losses.append(loss.detach())                   # .item() here would make a GPU wait
+            losses.append(loss.detach())                   # .item() here would wait for the GPU.
         mean_loss, seconds = torch.stack(losses).mean().item(), time.time() - start
-        z = torch.cat([z1, z2])                            # of the last batch, to look for collapse
+        z = torch.cat([z1, z2])                            # Has the last batch's z collapsed?
         columns = head_metrics(model, z, p1, p2)
-        if args.variant == "symmetric":                    # its loss compares P with P
+        if args.variant == "symmetric":                    # Its loss compares only p.
             columns["verdict_P"] = common.verdict(
                 {"m_o": columns["m_o_P"], "effective_rank": columns["effective_rank_P"]})
         metrics = common.measure(model.encoder, data, args, epoch, z)

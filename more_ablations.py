@@ -1,17 +1,15 @@
-"""The other Siamese nets of the two papers: other targets, other BatchNorms, other predictors.
+"""Train one of thirteen Siamese nets with another target, BatchNorm or predictor than SimSiam.
 
-Zhang et al., "How Does SimSiam Avoid Collapse Without Negative Samples?", 2022 (arXiv 2203.16262):
-Tables 1 and 5, section 4.  Wen & Li, "The Mechanism of Prediction Head in Non-contrastive
-Self-supervised Learning", 2022 (arXiv 2205.06226).  It is built like mirror_ablations.py, which
-explains the letters.
+The encoder f turns a view, a randomly changed image, into z = f(x), and the predictor h turns z
+into p = h(z).  In a complete collapse all z are equal.  The nets are of Zhang et al. 2022 (arXiv
+2203.16262) and Wen & Li 2022 (arXiv 2205.06226), as in mirror_ablations.py, which explains more.
 
     python more_ablations.py --variant whitening
-    python results/reproduce.py mirror            all of them in one table and one figure
+    python results/reproduce.py mirror            trains most of them and shows them in one table
 
-On `patches` and two CPU cores a variant takes a minute.  Where we differ from the papers: on
-`patches` all rates are ours; the projector ends with a BatchNorm if the variant is about one or
-needs one; the memory bank's start, its normalisation and a loss in one direction are our choice,
-since the papers do not say; Wen & Li's E sees phi, here it sees BN[phi].
+On `patches` and two CPU cores a variant takes a minute.  Where we differ from the papers: the
+settings for `patches` are ours.  The papers do not say how a memory bank starts; ours has random
+rows of length 1, and is the target of one view.  Wen & Li's head sees z before its BatchNorm.
 """
 import time
 from collections import namedtuple
@@ -22,8 +20,8 @@ from torch.nn import functional as F
 
 import common
 
-# The settings for each data set.  Every entry is also a flag (--help says what it is), and a flag
-# that is given wins.
+# A recipe holds the settings for one data set.  Each setting is also a flag, such as --epochs 20,
+# which wins over the recipe.  --help explains them.  "other" is the recipe for folders of images.
 RECIPES = {
     "patches": dict(                                                                          # ours
         arch="small", epochs=12, batch_size=64, lr=0.4, weight_decay=1e-3, warmup_epochs=1,
@@ -36,24 +34,23 @@ RECIPES = {
 }
 RECIPES["other"] = RECIPES["patches"] | dict(epochs=20, weight_decay=5e-4)
 CHOICES = {"arch": common.ARCHS, "final_bn": ("none", "noaffine", "affine")}
-FLAGS = {"variant": ("moving_average", "which of the Siamese nets"),
-         "n_aug": (None, "views of an image in same_batch"),
-         "bank_momentum": (None, "how much of a target moving_average keeps")}
+FLAGS = {"variant": ("moving_average", "the net to train; the docstring of its loss describes it"),
+         "n_aug": (None, "number of views of an image in same_batch"),
+         "bank_momentum": (None, "share of the old target that moving_average keeps at a step")}
 
 
 # ---------------------------------------------------------------------------------------- variants
-# As in mirror_ablations.py: a loss, net, z1, z2 [B, D] -> loss, p1, p2 (None without a predictor),
-# and above it the predictor that it needs, the settings that differ, and why.
+# A variant is a function loss(net, z1, z2) below its @variant(...), as in mirror_ablations.py.
 
 Variant = namedtuple("Variant", "loss predictor why settings")
 VARIANTS = {}                                              # {name: Variant}
-OURS = "our choice; the rate that mirror_ablations.py shares was not tried"
+OURS = "our choice; we did not try the rate that the other variants share"
+FC = "at the rate that the other variants share they learn a little less (one seed)"
 HEAD = "f has to end in a BatchNorm, as in the theory; weight decay pulls E back to I"
 
 
 def variant(name, predictor=None, why="", **settings):
-    """@variant(...) puts the loss that it stands above into VARIANTS.  predictor(dim, hidden)
-    returns a module."""
+    """Put the loss below into VARIANTS.  predictor: a function (dim, hidden) -> module"""
     def add(loss):
         VARIANTS[name] = Variant(loss, predictor, why, settings)
         return loss
@@ -61,12 +58,12 @@ def variant(name, predictor=None, why="", **settings):
 
 
 def D(p, z):
-    """Minus the mean cosine similarity.  p, z: [B, dim] -> scalar.  Who calls it detaches z."""
+    """Minus the mean cosine similarity of p and z, [B, dim] -> scalar.  The caller detaches z."""
     return -F.cosine_similarity(p, z, dim=1).mean()
 
 
 def make_mlp(dim, hidden):
-    """SimSiam's predictor: two layers, without BatchNorm at the output."""
+    """SimSiam's predictor: two linear layers, with BatchNorm and ReLU between them."""
     return nn.Sequential(nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
                          nn.Linear(hidden, dim))
 
@@ -79,11 +76,10 @@ def one_layer(dim, hidden):
     return nn.Linear(dim, dim, bias=False)
 
 
-@variant("moving_average", final_bn="noaffine", why="the final BN is the paper's")
+@variant("moving_average", final_bn="noaffine", why="the paper's f ends in a BatchNorm")
 def moving_average(net, z1, z2):
-    """Table 1: the target is the image's own mean over past epochs, from a memory bank eta.
-
-    eta's rows start as random directions and stay normalised; the loss is not symmetric."""
+    """No predictor; the target is the image's mean Z of past epochs, from a memory bank (Zhang et
+    al., Table 1).  On most seeds z does not collapse completely, but keeps a dimension or two."""
     m, Z2 = net.bank_momentum, F.normalize(z2.float(), dim=1)
     eta = F.normalize(m * net.eta[net.images] + (1 - m) * Z2.detach(), dim=1)
     net.eta[net.images] = eta
@@ -92,35 +88,34 @@ def moving_average(net, z1, z2):
 
 @variant("same_batch")
 def same_batch(net, z1, *others):
-    """Table 1, A.3: the target is the mean over n - 1 other views, which h is said to stand for."""
+    """No predictor; the target is the mean over the image's other views (Zhang et al., Table 1 and
+    A.3).  SimSiam's predictor is said to compute such a mean, but this net collapses."""
     z_mean = torch.stack(others).mean(0)
     return D(z1, z_mean.detach()), None, None
 
 
-@variant("bn_after_l2", final_bn="noaffine", why="as the row that it is compared with")
+@variant("bn_after_l2", final_bn="noaffine", why="to compare it with naive --final-bn noaffine")
 def bn_after_l2(net, z1, z2):
-    """Section 4: BN right before the MSE, after the l2 normalisation.  Over D as well.
-
-    BN before it is `mirror_ablations.py --variant naive --final-bn noaffine`."""
+    """No predictor, but a BatchNorm of Z, which is z of length 1, right before a squared error
+    (Zhang et al., section 4).  z does not collapse completely, but keeps a dimension or two."""
     Z1, Z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
     return F.mse_loss(net.bn(Z1), net.bn(Z2)) / 2, None, None
 
 
 def whiten(Z, group=16):
-    """Uncorrelated dimensions of variance 1 within each group, by Cholesky.  [B, D] -> [B, D]"""
-    with torch.autocast(Z.device.type, enabled=False):     # bfloat16 is too coarse for this
-        parts = (Z - Z.mean(0)).float().view(len(Z), -1, group).transpose(0, 1)     # [D/16, B, 16]
+    """Make dimensions uncorrelated and of variance 1 within groups of 16.  [B, dim] -> [B, dim]"""
+    with torch.autocast(Z.device.type, enabled=False):     # bfloat16 is too coarse for this.
+        parts = (Z - Z.mean(0)).float().view(len(Z), -1, group).transpose(0, 1)    # [dim/16, B, 16]
         cov = parts.mT @ parts / (len(Z) - 1) + 1e-8 * torch.eye(group, device=Z.device)
         L = torch.linalg.cholesky_ex(cov)[0]
-        white = torch.linalg.solve_triangular(L, parts.mT, upper=False)             # [D/16, 16, B]
+        white = torch.linalg.solve_triangular(L, parts.mT, upper=False)            # [dim/16, 16, B]
     return white.flatten(0, 1).T
 
 
-@variant("whitening", final_bn="noaffine", why="as the row that it is compared with")
+@variant("whitening", final_bn="noaffine", why="to compare it with naive --final-bn noaffine")
 def whitening(net, z1, z2):
-    """bn_after_l2, but correlated dimensions cost as well (after Hua et al. 2021, 2105.00470).
-
-    Groups are drawn anew at every step, so that no two dimensions stay unseen by each other."""
+    """As bn_after_l2, but correlations within groups of dimensions, drawn anew at every step, cost
+    too (Zhang et al., 3.3; Hua et al. 2021, arXiv 2105.00470).  It learns well."""
     order = torch.randperm(z1.shape[1], device=z1.device)
     Z1, Z2 = F.normalize(z1, dim=1)[:, order], F.normalize(z2, dim=1)[:, order]
     return F.mse_loss(whiten(Z1), whiten(Z2)) / 2, None, None
@@ -128,22 +123,24 @@ def whitening(net, z1, z2):
 
 @variant("mse", make_mlp)
 def mse(net, z1, z2):
-    """Section 4: SimSiam without the l2 normalisation; means over B and D."""
+    """SimSiam with a squared error instead of D (Zhang et al., section 4).  It learns little."""
     p1, p2 = net.predictor(z1), net.predictor(z2)
     return F.mse_loss(p1, z2.detach()) / 2 + F.mse_loss(p2, z1.detach()) / 2, p1, p2
 
 
-@variant("two_fc", two_layers, OURS, final_bn="noaffine", pred_lr=1.0)
-@variant("tanh_fc", one_layer, OURS, final_bn="noaffine", pred_lr=1.0)
-@variant("fc", one_layer, OURS, final_bn="noaffine", pred_lr=1.0)
+@variant("two_fc", two_layers, FC, final_bn="noaffine", pred_lr=1.0)
+@variant("tanh_fc", one_layer, FC, final_bn="noaffine", pred_lr=1.0)
+@variant("fc", one_layer, FC, final_bn="noaffine", pred_lr=1.0)
 def simsiam_l2(net, z1, z2):
-    """Table 5: equation 2, but the predictor, FC layers, sees the l2-normalised z."""
+    """SimSiam, but h is linear and sees Z, z of length 1 (Zhang et al., section 4, Table 5).
+    two_fc has two layers, and learns nearly as well as SimSiam.  fc has one, and so has tanh_fc,
+    whose weights go through tanh after every step.  Both learn little, and z loses dimensions."""
     p1, p2 = net.predictor(F.normalize(z1, dim=1)), net.predictor(F.normalize(z2, dim=1))
     return D(p1, z2.detach()) / 2 + D(p2, z1.detach()) / 2, p1, p2
 
 
 class Bias(nn.Module):
-    """p = z + b"""
+    """A predictor that only adds a trained vector b, which starts at 0: p = z + b"""
 
     def __init__(self, dim, _):
         super().__init__()
@@ -156,15 +153,14 @@ class Bias(nn.Module):
 @variant("fc_of_z", one_layer, OURS, final_bn="noaffine", pred_lr=1.0)
 @variant("bias_of_z", Bias, OURS, pred_lr=50.0)
 def simsiam(net, z1, z2):
-    """Equation 2: the simple predictor sees z itself."""
+    """SimSiam, but h is simple and sees z, not Z (Zhang et al., section 4).  In fc_of_z it is one
+    linear layer, and learns little.  In bias_of_z it only adds a vector, and z collapses."""
     p1, p2 = net.predictor(z1), net.predictor(z2)
     return D(p1, z2.detach()) / 2 + D(p2, z1.detach()) / 2, p1, p2
 
 
 class IdentityHead(nn.Module):
-    """p = E z with E = I at the start.  Wen & Li keep its diagonal at 1: no gradient, no decay.
-
-    The parameter is E - I, so weight decay pulls towards I."""
+    """p = E z, where E starts as the identity I.  Its diagonal stays 1, or is trained too."""
 
     def __init__(self, dim, _, train_diagonal=False):
         super().__init__()
@@ -175,7 +171,7 @@ class IdentityHead(nn.Module):
     @property
     def E(self):
         identity = torch.eye(len(self.change), device=self.change.device)
-        return identity + self.mask * self.change          # [D, D]
+        return identity + self.mask * self.change          # [dim, dim]
 
     def forward(self, z):
         return z @ self.E.T
@@ -189,7 +185,9 @@ def full_head(dim, hidden):
 @variant("identity_full", full_head, HEAD, final_bn="noaffine", pred_weight_decay=5e-4)
 @variant("identity_symmetric", IdentityHead, HEAD, final_bn="noaffine", pred_weight_decay=5e-4)
 def wen_li(net, z1, z2):
-    """||BN[E phi(X1)] - sg BN[phi(X2)]||^2, both ways, over 4 D.  z is BN[phi] already."""
+    """As `identity` in mirror_ablations.py, h is a matrix E, and the loss is a squared error behind
+    a BatchNorm (Wen & Li).  linear starts E at random.  identity_full trains its diagonal too.
+    identity_symmetric, which is ours, keeps E symmetric.  None of them collapses completely."""
     p1, p2 = net.bn(net.predictor(z1)), net.bn(net.predictor(z2))
     return F.mse_loss(p1, z2.detach()) / 4 + F.mse_loss(p2, z1.detach()) / 4, p1, p2
 
@@ -206,42 +204,42 @@ class Siamese(nn.Module):
             projector.append(nn.Linear(dim if i else width, dim, bias=False))
             if i < args.proj_layers - 1:
                 projector.extend([nn.BatchNorm1d(dim), nn.ReLU()])
-        if args.final_bn != "none":                        # it may hide a collapse: see README
+        if args.final_bn != "none":                        # It can hide a collapse (see README).
             projector.append(nn.BatchNorm1d(dim, affine=args.final_bn == "affine"))
-        self.encoder = nn.Sequential()                     # f: the projector after the backbone
+        self.encoder = nn.Sequential()                     # f: the backbone, then the projector
         self.encoder.add_module("backbone", backbone)
         self.encoder.add_module("projector", projector)
         self.predictor = None                                                                # h
         if VARIANTS[args.variant].predictor is not None:
             self.predictor = VARIANTS[args.variant].predictor(dim, args.pred_hidden)
-        self.bn = nn.BatchNorm1d(dim, affine=False)        # right before the loss of some
-        if args.variant == "moving_average":               # the memory bank
+        self.bn = nn.BatchNorm1d(dim, affine=False)        # Some losses need it.
+        if args.variant == "moving_average":               # The memory bank has a row an image.
             self.register_buffer("eta", F.normalize(torch.randn(args.n_images, dim), dim=1))
 
     def forward(self, views):
-        # One call per view, so that BatchNorm uses each view's own mean and variance.
-        z = [self.encoder(views[0])]                       # [B, D] each
-        with torch.set_grad_enabled(self.variant != "same_batch"):      # all but the first detached
+        # Each view gets its own call, so that BatchNorm averages over one view at a time.
+        z = [self.encoder(views[0])]                       # [B, dim] each
+        with torch.set_grad_enabled(self.variant != "same_batch"):    # Its other views are targets.
             return z + [self.encoder(x) for x in views[1:]]
 
     @torch.no_grad()
     def constrain(self):
-        """What two of the heads are held to after every step."""
+        """After every step keep tanh_fc's weights below 1, and identity_symmetric's E symmetric."""
         if self.variant == "tanh_fc":
-            self.predictor.weight.tanh_()                  # no entry beyond 1; decays towards 0
+            self.predictor.weight.tanh_()                  # It also pulls them towards 0.
         elif self.variant == "identity_symmetric":
             change = self.predictor.change
             change.copy_((change + change.T) / 2)
 
 
-build = Siamese
+build = Siamese                                # linear_eval.py makes any script's net by this name.
 
 
 # ------------------------------------------------------------------------------------------- train
 
 @torch.no_grad()
 def head_metrics(net, z, p1, p2):
-    """Columns of the predictor, as in mirror_ablations.py.  z: [2B, D], p1, p2: [B, D]"""
+    """The predictor's columns, as in mirror_ablations.py.  z: [2B, dim], p1, p2: [B, dim]"""
     if p1 is None:
         return {}
     of_P = common.collapse_metrics(torch.cat([p1, p2]))
@@ -265,10 +263,10 @@ def parse(argv=None):
         presets={"patches": settings, "other": settings},
         zero=["pred_weight_decay", "bank_momentum"])
     if args.bank_momentum >= 1 or args.n_aug < 2:
-        common.fail("--bank-momentum must be below 1, and --n-aug at least 2, a view and a target")
+        common.fail("--bank-momentum must be below 1, and --n-aug at least 2: a view and a target")
     if args.variant == "whitening" and args.proj_dim % 16:
-        common.fail(f"--proj-dim {args.proj_dim}: whitening is of groups of 16 dimensions")
-    args.label, args.n_images = args.variant, 0            # main knows the number
+        common.fail(f"--proj-dim {args.proj_dim} does not divide into whitening's groups of 16")
+    args.label, args.n_images = args.variant, 0            # main sets the number.
     if args.variant == "same_batch":
         args.label += str(args.n_aug)
     return args
@@ -282,40 +280,40 @@ def main(argv=None):
     n_views = args.n_aug if args.variant == "same_batch" else 2
     model = Siamese(args).to(device, memory_format=torch.channels_last)
     net = torch.compile(model) if args.compile else model
-    # Two groups, because only the encoder's learning rate falls.  The predictor's stays constant,
-    # so that the predictor can follow a z that keeps changing (Chen & He, 4.2).
-    lr = args.lr * args.batch_size / 256
+    # The weights form two groups, because only the encoder's learning rate falls.  The predictor's
+    # rate stays constant, so the predictor can follow a z that keeps changing (Chen & He, 4.2).
+    lr = args.lr * args.batch_size / 256                   # --lr is the rate for a batch of 256.
     groups = [{"params": model.encoder.parameters()}]
     if model.predictor is not None:
         groups.append({"params": model.predictor.parameters(), "lr": lr * args.pred_lr,
                        "weight_decay": args.pred_weight_decay})
     optimizer = torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=args.weight_decay)
-    log = common.Log(args, model, optimizer, data)         # makes the run's folder, or resumes it
+    log = common.Log(args, model, optimizer, data)         # It makes or resumes the run's folder.
     own = [f"{name} {value}" for name, value in variant.settings.items()
            if getattr(args, name) == value]
-    if own and args.data not in ("cifar10", "cifar100"):   # which have the papers' recipe
+    if own and args.data not in ("cifar10", "cifar100"):   # These have the papers' recipe.
         print(f"{args.variant} differs from the other variants in {', '.join(own)}: {variant.why}")
-    if not log.history:                                    # row 0: the untrained net's score
+    if not log.history:                                    # Row 0 is of the untrained net.
         log.row(0, **common.measure(model.encoder, data, args))
 
-    for epoch in range(len(log.history), args.epochs + 1):
+    for epoch in range(len(log.history), args.epochs + 1):  # A resumed run goes on where it ended.
         start, losses = time.time(), []
-        for progress, chosen in common.batches(data, args, epoch):   # such as 3.42 epochs; indices
+        for progress, chosen in common.batches(data, args, epoch):   # 3.42 epochs; images' indices
             rate = common.cosine_lr(lr, progress, args.epochs, args.warmup_epochs)
-            optimizer.param_groups[0]["lr"] = rate         # the encoder's
-            x = data.train_x[chosen]                       # uint8 [B, 3, size, size], no labels
+            optimizer.param_groups[0]["lr"] = rate         # Group 0 is the encoder.
+            x = data.train_x[chosen]                       # uint8 [B, 3, size, size]; no labels
             views = [common.augment(x, data.mean, data.std) for _ in range(n_views)]
-            model.images = chosen                          # of the memory bank
-            with common.autocast(device):                  # bfloat16 on CUDA
+            model.images = chosen                          # moving_average asks which images.
+            with common.autocast(device):                  # A GPU uses 16-bit floats (bfloat16).
                 z = net(views)
                 loss, p1, p2 = variant.loss(model, *z)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             model.constrain()
-            losses.append(loss.detach())                   # .item() here would make a GPU wait
+            losses.append(loss.detach())                   # .item() here would wait for the GPU.
         mean_loss, seconds = torch.stack(losses).mean().item(), time.time() - start
-        z = torch.cat(z)                                   # of the last batch, to look for collapse
+        z = torch.cat(z)                                   # Has the last batch's z collapsed?
         metrics = common.measure(model.encoder, data, args, epoch, z)
         log.row(epoch, mean_loss, seconds, **metrics, **head_metrics(model, z, p1, p2))
     found = {}

@@ -1,26 +1,27 @@
-"""Which dimensions collapse?  The loss close to W = 0 tells, for three losses of a linear net.
+"""Six panels: the loss of a linear net close to W = 0 tells which dimensions collapse.
 
 Ziyin et al. 2023, "What Shapes the Loss Landscape of Self-supervised Learning?", arXiv 2210.00638.
 
-The net is f(x) = W x, with W [K, D].  Images have the covariance A0, and augmentation adds noise
-with covariance C, so the views have Sigma = A0 + C.  Close to W = 0 each of the losses is
+The net is f(x) = W x, with W [K, D].  If W is 0, the collapse is complete.  Images have covariance
+A0, and a view is an image plus noise with covariance C, so views have Sigma = A0 + C.  Near W = 0
+InfoNCE, spectral contrastive loss and Barlow Twins are, each with a matrix B and number kappa,
     L = const - Tr[W B W^T] + kappa Tr[(W Sigma W^T)^2] + ...
-with a matrix B and a number kappa of its own (Barlow Twins has A0 in place of Sigma).  Along an
-eigenvector of B the loss is a well if the eigenvalue b is positive: training leaves W = 0, and the
-dimension lives.  If b is negative or 0, the loss is a bowl, and the dimension collapses.  For
-InfoNCE whose alignment of views has the weight a, B = A0 + (1 - a) C.
+B weighs how much images differ against what augmentation changes.  For InfoNCE, whose pull between
+the two views of an image has the weight a, B is A0 + (1 - a) C.
 
     python toy_landscape.py
 
 The six panels, as measured with seed 0 (20 seconds on two CPU cores):
-1. The loss along four eigenvectors of B: wells and bowls.  2. Its second derivatives are -2 b.
-3. After SGD the rank of W is the number of positive eigenvalues of B, for six weights a.
-4. From a small W one dimension is learnt after the other, at the time that its b predicts (to 2 %).
-5. If E|f|^2 is kept at 1, one dimension or more live on, unless the net has a bias to carry it.
-6. Collapse can help: once the nuisance dimensions die (a > 2), a probe with few labels gets better.
+1. The loss along eigenvectors of B.  If the eigenvalue b is positive, W = 0 is a hilltop: training
+   leaves it, and the dimension lives.  If b is negative or 0, it is a valley: the dimension dies.
+2. The curvature at W = 0 is -2 b for all three losses, so b alone decides.
+3. After SGD as many dimensions live (rank of W) as b are positive.  A stronger pull a leaves fewer.
+4. From a small W one dimension is learnt after the other, at times that b predicts (to 2 %).
+5. If E|f|^2 is kept at 1, one dimension or more live on, unless a bias can carry that length.
+6. Collapse can help: once the nuisance is dead (a > 2), a classifier with few labels gets better.
 
 We had only the paper's abstract and introduction, so the formulas are our own derivations, which
-the tests check.  Barlow Twins does not divide by standard deviations here.
+the tests check.  Barlow Twins has A0 in place of Sigma, and does not divide by standard deviations.
 """
 import math
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -33,13 +34,13 @@ import common
 EIG_A0 = (3.0, 1.5, 1.0, 0.5, 0.2)          # eigenvalues of A0: how much images differ
 EIG_C = (0.3, 0.3, 2.0, 0.2, 0.6)           # eigenvalues of C, along the same directions
 EIG_SIGMA = (3.3, 1.8, 3.0, 0.7, 0.8)       # their sums
-WEIGHTS = (1.0, 1.4, 2.0, 4.0, 8.0, 12.0)   # a
-KAPPA = 0.75                                # of InfoNCE
+WEIGHTS = (1.0, 1.4, 2.0, 4.0, 8.0, 12.0)   # a, how strongly views attract each other
+KAPPA = 0.75                                # of InfoNCE: factor of the term with (W Sigma W^T)^2
 
 
 # ----------------------------------------------------------------------------- three losses, and B
-# A loss gets the embeddings of the two views f, f2: [N, K] -> scalar.
-# B gets the views x, x2: [N, D] -> the matrix B of the loss on this very batch, [D, D].
+# A loss gets the outputs f, f2 [N, K] for two views and returns a scalar.  Its B gets the views
+# x, x2 [N, D] themselves, and returns the matrix [D, D] of the loss on this very batch.
 
 def infonce(f, f2, a=1.0):
     """mean_i [a d_ii^2 / 2 + log mean_j e^{-d_ij^2 / 2}] with d_ij = |f_i - f2_j|"""
@@ -48,26 +49,26 @@ def infonce(f, f2, a=1.0):
 
 
 def B_infonce(x, x2, a=1.0):
-    """(S_neg - a S_pos) / 2, S the mean outer product of the differences, of all pairs and of
-    positives.  Its expectation is A0 + (1 - a) C."""
+    """(S_neg - a S_pos) / 2 with S the mean outer product of differences: in S_neg of all pairs,
+    in S_pos of the two views of an image.  The expectation is A0 + (1 - a) C."""
     mean, mean2 = x.mean(0), x2.mean(0)
     S_neg = (x.T @ x + x2.T @ x2) / len(x) - torch.outer(mean, mean2) - torch.outer(mean2, mean)
     return (S_neg - a * (x - x2).T @ (x - x2) / len(x)) / 2
 
 
 def spectral(f, f2):
-    """Spectral contrastive loss: -2 E f.f2 + E (f_i.f2_j)^2"""
+    """Spectral contrastive loss: -2 E f.f2 + E (f_i.f2_j)^2, the last over all pairs i, j"""
     return -2 * (f * f2).sum(1).mean() + (f @ f2.T).square().mean()
 
 
 def B_spectral(x, x2):
-    """The symmetric part of 2 E x x2^T, for Barlow Twins as well.  Its expectation is 2 A0."""
+    """The symmetric part of 2 E x x2^T, also for Barlow Twins.  The expectation is 2 A0."""
     M = x.T @ x2 / len(x)
     return M + M.T
 
 
 def barlow(f, f2):
-    """||E f f2^T - I||^2, with the symmetric part of E f f2^T"""
+    """Barlow Twins: ||M - I||^2, where M is the symmetric part of E f f2^T"""
     cross = (f.T @ f2 + f2.T @ f) / (2 * len(f))
     return (cross - torch.eye(len(cross), dtype=f.dtype)).square().sum()
 
@@ -82,27 +83,27 @@ LOSSES = {                                  # loss, its B, options of both
 # ------------------------------------------------------------------------------ formulas of minima
 
 def eigenvalues_of_B(a):
-    """Of InfoNCE: B = A0 + (1 - a) C."""
+    """The eigenvalues of InfoNCE's B = A0 + (1 - a) C."""
     return [A_k + (1 - a) * c for A_k, c in zip(EIG_A0, EIG_C)]
 
 
 def rank_of_theory(a):
-    """How many dimensions training keeps: those with a positive eigenvalue of B."""
+    """How many dimensions training keeps: as many as B has positive eigenvalues."""
     return len([b for b in eigenvalues_of_B(a) if b > 0])
 
 
 def infonce_spectrum(a, eig_A0=EIG_A0, eig_C=EIG_C):
-    """Eigenvalues of W Sigma W^T where InfoNCE of Gaussian data is least, one a dimension:
-    max(1/u - 1, 0), u = (sqrt(1 + 8 a c / sigma) - 1) / 2."""
+    """Eigenvalues of W Sigma W^T at the minimum of InfoNCE for Gaussian data.  A dimension has
+    max(1/u - 1, 0) with u = (sqrt(1 + 8 a c / sigma) - 1) / 2."""
     return [max(2 / (math.sqrt(1 + 8 * a * c / (A_k + c)) - 1) - 1, 0.0)
             for A_k, c in zip(eig_A0, eig_C)]
 
 
 def water_filling(rho, kappa, bias):
-    """Shares of the norm, descending: s_k = max(0, (rho_k - nu) / (2 kappa)), with the level nu at
-    which their sum is 1.  With a bias the sum may be less, and nu is not negative."""
+    """Shares of the norm, descending: s_k = max(0, (rho_k - nu) / (2 kappa)).  The level nu is such
+    that they add up to 1.  With a bias they may add up to less, and nu is not negative."""
     rho = sorted(rho, reverse=True)
-    # the level if the first k have shares; with too few or too many of them it is lower
+    # This is the level if the first k have shares.  With too few or too many of them it is lower.
     nu = max((sum(rho[:k]) - 2 * kappa) / k for k in range(1, len(rho) + 1))
     if bias:
         nu = max(nu, 0.0)
@@ -110,14 +111,14 @@ def water_filling(rho, kappa, bias):
 
 
 def population_quartic(W, B, Sigma, kappa, norm=1.0):
-    """-Tr[W B W^T] / q + kappa Tr[(W Sigma W^T)^2] / q^2; norm: q = E|f|^2 if f is normalised"""
+    """-Tr[W B W^T] / q + kappa Tr[(W Sigma W^T)^2] / q^2; norm is q: E|f|^2 if f is normalised"""
     return -(W @ B * W).sum() / norm + kappa * (W @ Sigma @ W.T).square().sum() / norm**2
 
 
 # ---------------------------------------------------------------------------------------- training
 
 def simulate(a, A0, C, steps=1500, batch_size=128, lr=0.1, generator=None, K=5):
-    """SGD on InfoNCE with new Gaussian images in each step, from a small W.  -> W [K, D]"""
+    """Train by SGD on InfoNCE from a small W, with new Gaussian images each step.  -> W [K, D]"""
     half, half_aug = torch.linalg.cholesky(A0), torch.linalg.cholesky(C)
     W = (0.05 * torch.randn(K, len(A0), generator=generator, dtype=A0.dtype)).requires_grad_()
     for _ in range(steps):
@@ -127,27 +128,27 @@ def simulate(a, A0, C, steps=1500, batch_size=128, lr=0.1, generator=None, K=5):
         f2 = (x + noise[2] @ half_aug.T) @ W.T
         grad, = torch.autograd.grad(infonce(f, f2, a), W)
         with torch.no_grad():
-            W -= lr / (1 + a) * grad                       # the larger a, the steeper the loss
+            W -= lr / (1 + a) * grad                       # a larger a makes the loss steeper
     return W.detach()
 
 
 # --------------------------------------------------------------------------------- the six panels
-# Each function draws on an axis and returns rows of the table: (what, measured, theory).
+# Each function draws on an axis and returns rows (what, measured, theory) of the table.
 
 def wells_and_bowls(axis):
-    """The loss, without its higher terms, along four eigenvectors of B at a = 4."""
+    """The loss without its higher terms, along four eigenvectors of B, for a = 4."""
     w = torch.linspace(-1, 1, 201, dtype=torch.double)
     b = eigenvalues_of_B(4)
     for k, color in ((0, "C0"), (1, "C2"), (3, "C1"), (2, "C3")):
         fate = "lives" if b[k] > 0 else "collapses"
         axis.plot(w.tolist(), (-b[k] * w**2 + KAPPA * EIG_SIGMA[k] ** 2 * w**4).tolist(),
                   color=color, lw=2, label=f"b = {b[k]:+.1f}: {fate}")
-    axis.set(title="1  loss along eigenvectors of B", xlabel="size of W", ylim=(-0.3, 0.4))
+    axis.set(title="1  loss: W = 0 is a hilltop or a valley", xlabel="size of W", ylim=(-0.3, 0.4))
     axis.legend(fontsize=8, loc="lower center", ncols=2)
 
 
 def second_derivatives(axis, A0, C, generator, n=1000):
-    """The Hessian at W = 0, for K = 1, where W is one row: its eigenvalues are -2 b."""
+    """For K = 1, where W is one row: the eigenvalues of the Hessian at W = 0 are -2 b."""
     noise = torch.randn(3, n, 5, generator=generator, dtype=torch.double)
     image = noise[0] @ torch.linalg.cholesky(A0).T
     x, x2 = (image + e @ torch.linalg.cholesky(C).T for e in noise[1:])
@@ -160,19 +161,19 @@ def second_derivatives(axis, A0, C, generator, n=1000):
         rows.append((f"{name}: directions downhill from W = 0", int((found < 0).sum()),
                      int((b > 0).sum())))
     axis.axline((0, 0), slope=-2, color="0.7", ls=":", label="-2 b")
-    axis.set(title="2  second derivatives at W = 0", xlabel="eigenvalue b of B")
+    axis.set(title="2  curvature at W = 0, measured", xlabel="eigenvalue b of B")
     axis.legend(fontsize=8)
     return rows
 
 
 def ranks(axis, A0, C, generator):
-    """InfoNCE: the larger the weight a of alignment, the fewer dimensions live."""
+    """InfoNCE: the larger the weight a, the fewer dimensions live."""
     nets = [simulate(a, A0, C, generator=generator) for a in WEIGHTS]
     found = [int((torch.linalg.eigvalsh(W @ (A0 + C) @ W.T) > 1e-2).sum()) for W in nets]
     grid = torch.logspace(-0.05, 1.12, 400).tolist()
     axis.plot(grid, [rank_of_theory(a) for a in grid], "k--", label="positive eigenvalues of B")
     axis.plot(WEIGHTS, found, "o", label="rank of W after SGD")
-    axis.set(title="3  rank against alignment weight", xlabel="weight a of alignment", xscale="log",
+    axis.set(title="3  how many dimensions live", xlabel="pull a between the views", xscale="log",
              xticks=WEIGHTS, xticklabels=[f"{a:g}" for a in WEIGHTS])
     axis.minorticks_off()
     axis.legend()
@@ -181,10 +182,9 @@ def ranks(axis, A0, C, generator):
 
 
 def one_after_the_other(axis, generator, h=0.002, time=25.0):
-    """Gradient flow of the loss without its higher terms, at a = 1, from a small W.  |W v_k|^2
-    along the eigenvector v_k is half of its end, b_k / (2 kappa sigma_k^2), at the time
-    ln(end / start - 1) / (4 b_k).  Its start is the part that is orthogonal to W v of the earlier
-    dimensions, because they take the rest.  (Also Simon et al. 2023, arXiv 2303.15438.)"""
+    """Gradient flow of the loss without its higher terms, for a = 1, from a small W.  |W v|^2 along
+    eigenvector v is half of its end, b / (2 kappa sigma^2), at time ln(end / start - 1) / (4 b).
+    It starts without what earlier dimensions take.  (Also Simon et al. 2023, arXiv 2303.15438.)"""
     b, sigma = torch.tensor((EIG_A0, EIG_SIGMA), dtype=torch.double)
     W = 1e-3 * torch.randn(5, 5, generator=generator, dtype=torch.double)
     start, end = torch.linalg.qr(W)[1].diagonal().square(), b / (2 * KAPPA * sigma**2)
@@ -198,16 +198,16 @@ def one_after_the_other(axis, generator, h=0.002, time=25.0):
     for k in range(5):
         axis.plot(t, sizes[::20, k].tolist(), color=f"C{k}", label=f"b = {EIG_A0[k]:g}")
         axis.axvline(expected[k], color=f"C{k}", ls=":")
-        half = h * int((sizes[:, k] > 0.5).int().argmax())                  # argmax: the first
+        half = h * int((sizes[:, k] > 0.5).int().argmax())                  # argmax: the first True
         rows.append((f"b = {b[k]:g}: time when half is learnt", half, f"about {expected[k]:.3f}"))
-    axis.set(title="4  |W v|² over its end (dotted: theory)", xlabel="time t",
+    axis.set(title="4  |W v|² / its end (dotted: half, by theory)", xlabel="time t",
              xscale="log", xlim=(0.3, time))
     axis.legend(fontsize=8)
     return rows
 
 
 def normalisation(axis, A0, C, generator):
-    """Shares of E|f|^2 = 1, or of E|f|^2 + |bias|^2 = 1, that the dimensions and the bias carry."""
+    """The shares of E|f|^2 (plus |bias|^2) = 1 that the dimensions and the bias carry."""
     Sigma = A0 + C
     rows, parts, ticks = [], [], []
     for a, with_bias, name in ((4, False, "no bias"), (4, True, "with bias"),
@@ -233,14 +233,14 @@ def normalisation(axis, A0, C, generator):
     for heights, label, color in zip(zip(*parts), labels, ("C0", "C1", "C2", "C3", "C4", "0.8")):
         axis.bar(ticks, heights, bottom=bottom, color=color, edgecolor="w", label=label)
         bottom = [x + y for x, y in zip(bottom, heights)]
-    axis.set_title("5  normalised: who carries the norm?")
+    axis.set_title("5  normalised: who carries the length?")
     axis.legend(fontsize=8, loc="lower right", framealpha=1)
     return rows
 
 
 def beneficial_collapse(axis, generator, trials=200):
-    """A linear probe on 10, 30, 300 labels: 4 dimensions of signal, 12 of nuisance that
-    augmentation changes more, and that die at a = 2; the signal dies at a = 11."""
+    """A linear classifier (probe) with 10, 30, 300 labels.  4 dimensions of signal tell the class
+    and die at a = 11.  12 of nuisance, which augmentation changes more, die at a = 2."""
     A0 = torch.tensor([1.0] * 4 + [1.5] * 12, dtype=torch.double)
     C = torch.tensor([0.1] * 4 + [1.5] * 12, dtype=torch.double)
     weights = (1.0, 1.5, 1.9, 2.1, 3.0, 5.0, 8.0, 10.5, 12.0)
@@ -258,12 +258,12 @@ def beneficial_collapse(axis, generator, trials=200):
             ridge = 1e-3 * (train.square().sum((1, 2), keepdim=True) + 1e-9 * n) * torch.eye(16)
             probe = torch.linalg.solve(train.mT @ train + ridge, train.mT @ y[:, :n])
             right = test @ probe * y[:, 300:]
-            # after complete collapse every output is 0, which is right by chance
+            # After complete collapse every output is 0, which counts as half right.
             found.append(((right > 0).double() + (right == 0).double() / 2).mean().item())
             rows.append((f"a = {a:g}, {n} labels: probe", found[-1], ""))
         axis.plot(weights, found, "o-", label=f"{n} labels")
     axis.axvspan(2, 11, color="0.93", zorder=0, label="only the signal lives")
-    axis.set(title="6  accuracy of a probe", xlabel="weight a of alignment", xscale="log",
+    axis.set(title="6  accuracy of a linear probe", xlabel="pull a between the views", xscale="log",
              xticks=[1, 2, 4, 8, 11], xticklabels=[1, 2, 4, 8, 11])
     axis.minorticks_off()
     axis.legend(fontsize=8, loc="lower left")
@@ -272,8 +272,8 @@ def beneficial_collapse(axis, generator, trials=200):
 
 def main(argv=None):
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", default="runs", help="folder that the run's own folder is made in")
+    parser.add_argument("--seed", type=int, default=0, help="seed of matrices, images and W")
+    parser.add_argument("--out", default="runs", help="the run makes its own folder in this one")
     args = parser.parse_args(argv)
     generator = torch.Generator().manual_seed(args.seed)
     figure = Figure(figsize=(14, 7.5), layout="constrained")

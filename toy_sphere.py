@@ -1,17 +1,18 @@
-"""Watch a net collapse, on a sphere.
+"""A film of four small nets that learn without labels: two of them collapse.
 
-Four small nets learn from points of eight classes, without labels.  A net turns a point into a
-projection z of three numbers.  Divided by its length, z lies on a sphere and can be drawn.  The
-film shows 400 points, coloured by class, while the nets are trained:
+Noise makes two *views* of a point.  A net turns each view into a vector z of three numbers, and it
+learns to make both z alike.  Divided by its length, z is a place on a sphere.  The film shows 400
+points during training.  A colour is one of eight classes, which no net is told.
 
     no predictor            All points run to one place: complete collapse.  The loss is minimal.
-    no predictor, final BN  BatchNorm keeps them apart, but a dimension is lost and classes fall on
-                            each other: dimensional collapse.  m_o is small, as in a healthy net.
-    SimSiam                 With predictor and stop-gradient the classes spread over the sphere.
+    no predictor, final BN  A BatchNorm at the end keeps points apart, but a dimension is lost, and
+                            classes fall on each other: dimensional collapse.
+    SimSiam                 The predictor h, a second net, predicts the other view's z.  That z gets
+                            no gradient (stop-gradient).  The classes spread over the sphere.
     InfoNCE                 Each point pushes all others away, so the classes spread evenly.
 
-m_o is the length of the mean, 1 after a complete collapse.  rank says how many of the 3 dimensions
-are in use; after a complete collapse it is noise.
+m_o is the length of the points' mean: 1 after complete collapse, and small otherwise.  rank says
+how many of the 3 dimensions are in use.  After complete collapse it is noise.
 
     python toy_sphere.py                       toy_sphere.gif and toy_sphere.png, in 30 seconds
     python toy_sphere.py --nets simsiam,no_stopgrad,mirror,symmetric,bias
@@ -27,12 +28,11 @@ from torch.nn import functional as F
 
 import common
 
-CLASSES, DIMS = 8, 32                                      # of the points
-EVERY = 15                                                 # steps from a frame to the next
+CLASSES, DIMS = 8, 32                                      # classes; numbers in a point
+EVERY = 15                                                 # steps between two frames of the film
 
 
 # ------------------------------------------------------------------------------------------ losses
-# h, z1, z2 [B, 3] -> loss.  h is the predictor.  detach is the stop-gradient: no gradient passes.
 
 def D(p, z):
     """Minus the cosine of the angle between p and z, averaged.  p, z: [B, 3] -> scalar"""
@@ -40,28 +40,28 @@ def D(p, z):
 
 
 def naive(h, z1, z2):
-    return D(z1, z2)
+    return D(z1, z2)                                       # z1, z2: the two views of B points
 
 
 def simsiam(h, z1, z2):
-    return D(h(z1), z2.detach()) / 2 + D(h(z2), z1.detach()) / 2
+    return D(h(z1), z2.detach()) / 2 + D(h(z2), z1.detach()) / 2  # detach: the stop-gradient
 
 
 def no_stopgrad(h, z1, z2):
     return D(h(z1), z2) / 2 + D(h(z2), z1) / 2
 
 
-def mirror(h, z1, z2):
-    return D(z1, h(z2.detach())) / 2 + D(z2, h(z1.detach())) / 2
+def mirror(h, z1, z2):                                     # mirror, symmetric, bias: Zhang et al.
+    return D(z1, h(z2.detach())) / 2 + D(z2, h(z1.detach())) / 2  # h is applied to the target
 
 
 def symmetric(h, z1, z2):
-    return D(h(z1), h(z2).detach()) / 2 + D(h(z2), h(z1).detach()) / 2
+    return D(h(z1), h(z2).detach()) / 2 + D(h(z2), h(z1).detach()) / 2  # h is applied to both
 
 
 def info_nce(h, z1, z2, temperature=0.2):
     logits = F.normalize(z1, dim=1) @ F.normalize(z2, dim=1).T / temperature
-    own = torch.arange(len(z1))                            # the other view of the same point
+    own = torch.arange(len(z1))                            # row i of z1 belongs to row i of z2
     return F.cross_entropy(logits, own) / 2 + F.cross_entropy(logits.T, own) / 2
 
 
@@ -79,13 +79,13 @@ NETS = {                                                   # title, loss, final 
 # ---------------------------------------------------------------------------------------- training
 
 def simulate(name, steps=600, seed=0, every=EVERY):
-    """Train one net.  -> Z of 400 fixed points every few steps, [T, 400, 3]; their classes [400]"""
+    """Train one net.  -> 400 points on the sphere at T moments [T, 400, 3]; their classes [400]"""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(CLASSES, DIMS, generator=generator)
 
     def make_points(n):
-        y = torch.randint(CLASSES, (n,), generator=generator)              # of a random class
+        y = torch.randint(CLASSES, (n,), generator=generator)
         return centres[y] + 0.5 * torch.randn(n, DIMS, generator=generator), y
 
     shown, y = make_points(400)
@@ -96,7 +96,7 @@ def simulate(name, steps=600, seed=0, every=EVERY):
     if final_bn:
         f.append(nn.BatchNorm1d(3, affine=False))
     h = nn.Sequential(nn.Linear(3, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3))
-    if name == "bias":                                     # h(z) = z + b
+    if name == "bias":                                     # only b is trained: h(z) = z + b
         h = nn.Linear(3, 3)
         nn.init.eye_(h.weight.requires_grad_(False))
     groups = [{"params": f.parameters()}, {"params": h.parameters(), "lr": 1.0}]
@@ -116,7 +116,7 @@ def simulate(name, steps=600, seed=0, every=EVERY):
 
 
 def draw_sphere(axis, Z, y, title, angle):
-    """One sphere, seen from `angle`.  Z: [400, 3], y: [400]"""
+    """Draw a sphere and its points, seen from `angle`.  Z: [400, 3], y: [400]"""
     axis.clear()
     u, v = torch.linspace(0, 2 * torch.pi, 25)[:, None], torch.linspace(0, torch.pi, 13)
     axis.plot_wireframe((u.cos() * v.sin()).numpy(), (u.sin() * v.sin()).numpy(),
@@ -133,12 +133,12 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", default="naive,naive_bn,simsiam,infonce", help=", ".join(NETS))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", default="runs", help="folder that the run's own folder is made in")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the points and the nets")
+    parser.add_argument("--out", default="runs", help="the run makes its own folder in this one")
     args = parser.parse_args(argv)
     names = args.nets.split(",")
     if not set(names) <= set(NETS):
-        common.fail(f"--nets: the nets are {', '.join(NETS)}")
+        common.fail(f"--nets takes names of this list, separated by commas: {', '.join(NETS)}")
     films = []
     for name in names:
         film, y = simulate(name, seed=args.seed)
@@ -158,7 +158,7 @@ def main(argv=None):
     axes = [figure.add_subplot(1, len(names), i + 1, projection="3d") for i in range(len(names))]
 
     def draw_frame(frame):
-        for axis, name, film in zip(axes, names, films):   # at the end the spheres only turn
+        for axis, name, film in zip(axes, names, films):   # after the end they only turn
             draw_sphere(axis, film[min(frame, last)], y, NETS[name][0], angle=30 + 3 * frame)
 
     film = FuncAnimation(figure, draw_frame, frames=last + 12)

@@ -1,7 +1,9 @@
-"""What the sheets' check.py share.  It knows no solution: a check compares with a definition.
+"""What the check.py of all sheets share: compare a student's values with expected ones, and report.
 
-    python check.py             a line a function: right, or what differs
-    python check.py --grade     points as JSON, one for each function that is right
+No solution stands here or in a check.py.  A check compares with a definition, written in loops.
+
+    python check.py             prints a line for each function: it is right, or what differs
+    python check.py --grade     prints points as JSON, one for each function that is right
 """
 import json
 import sys
@@ -10,11 +12,11 @@ import torch
 
 
 class Wrong(Exception):
-    """What differs, in words for the student."""
+    """Raised by a check if a function is wrong.  Its text tells the student what differs."""
 
 
 def same(found, expected, tolerance):
-    """Numbers, tensors, or tuples of them: do they agree, relative to the largest entry?"""
+    """Do numbers, tensors, or tuples of them agree, relative to the largest entry?  -> bool"""
     if isinstance(expected, (tuple, list)):
         return len(found) == len(expected) and all(
             same(f, e, tolerance) for f, e in zip(found, expected))
@@ -25,7 +27,10 @@ def same(found, expected, tolerance):
 
 
 def compare(found, expected, mistakes={}, what="the value", tolerance=1e-5):
-    """mistakes: {what a student may have done, in words: the value that this would give}"""
+    """Raise Wrong if found is not what is expected, and say which mistake it is if one fits.
+
+    mistakes: {what a student may have done, in words: the value that this would give}
+    what: what is compared, in words"""
     if found is None:
         raise Wrong(f"{what}: nothing is returned")
     if same(found, expected, tolerance):
@@ -37,17 +42,19 @@ def compare(found, expected, mistakes={}, what="the value", tolerance=1e-5):
                       for x in (found, expected))):
         f, e = torch.as_tensor(f, dtype=torch.double), torch.as_tensor(e, dtype=torch.double)
         if f.shape != e.shape:
-            raise Wrong(f"{what} has the shape {list(f.shape)}, not {list(e.shape)}")
+            raise Wrong(f"{what} has the shape {list(f.shape)}, but it should have {list(e.shape)}")
         apart = (f - e).abs()
         if not same(f, e, tolerance):
             at = tuple(int(i) for i in torch.unravel_index(apart.argmax(), apart.shape))
-            where = f" at {list(at)}" if at else ""
-            raise Wrong(f"{what}: largest difference from the definition {apart.max():.3g}{where} "
-                        f"(yours {f[at]:.5g}, expected {e[at]:.5g})")
+            where = f" at the entry {list(at)}" if at else ""
+            raise Wrong(f"{what}: the largest difference from the definition is "
+                        f"{apart.max():.3g}{where}: yours is {f[at]:.5g}, right is {e[at]:.5g}")
 
 
 def slope(f, x, h=1e-6):
-    """The gradient of f: tensor -> number at x, by central differences.  x: of doubles"""
+    """The gradient at x of a function f from a tensor to a number, by central differences.
+
+    x: float64, or the differences are too coarse -> a tensor like x"""
     gradient = torch.zeros_like(x)
     for i in range(x.numel()):
         step = torch.zeros_like(x).flatten()
@@ -58,7 +65,7 @@ def slope(f, x, h=1e-6):
 
 
 def gradients(loss, *inputs):
-    """Autograd's, with zeros where the loss does not depend on an input."""
+    """The gradients that autograd finds: zeros for an input that the loss does not depend on."""
     if not loss.requires_grad:
         return tuple(torch.zeros_like(x) for x in inputs)
     found = torch.autograd.grad(loss, inputs, allow_unused=True)
@@ -66,7 +73,7 @@ def gradients(loss, *inputs):
 
 
 def run(checks):
-    """-> {function: "" where it is right, else what differs}"""
+    """Make all checks.  -> {function: what differs, or "" if it is right}"""
     found = {}
     for name, check in checks.items():
         torch.manual_seed(0)
@@ -74,11 +81,11 @@ def run(checks):
             check()
             found[name] = ""
         except NotImplementedError:
-            found[name] = "not written yet: its docstring says what it returns"
+            found[name] = "not written yet: its docstring says what it should return"
         except Wrong as e:
             found[name] = str(e)
-        except Exception as e:                             # whatever a student's code may raise
-            found[name] = f"stops with {type(e).__name__}: {str(e).partition(chr(10))[0]}"
+        except Exception as e:                             # A student's code may raise anything.
+            found[name] = f"your code stops with {type(e).__name__}: {str(e).partition(chr(10))[0]}"
     return found
 
 

@@ -1,9 +1,10 @@
-"""Assignments, cut from the scripts as they are.
+"""Make a folder to hand out to students: a sheet with tasks, and the scripts without solutions.
 
-    python exercises/make.py                              the sheets
-    python exercises/make.py collapse --out my_course     a folder to hand out, without solutions
+    python exercises/make.py                              lists the sheets
+    python exercises/make.py collapse --out my_course     makes the folder my_course
 
-Each function that a sheet names loses its body and keeps its signature and docstring.
+The scripts are those of this repository.  Only the functions that a sheet asks for lose their
+bodies.  They keep their signatures and docstrings.
 """
 import argparse
 import ast
@@ -15,7 +16,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 
-# files with the functions to fill; files that are copied as they are; minutes of the sheet's runs
+# fill: files, each with the functions that lose their bodies.  copy: files that stay as they are.
+# minutes: how long the runs of the sheet take
 Sheet = namedtuple("Sheet", "title fill copy minutes")
 SHEETS = {
     "collapse": Sheet("Which part of SimSiam prevents collapse?", {
@@ -47,23 +49,24 @@ def fail(why):
 
 
 def find(tree, name, file):
-    """The function's node; `Class.method` is looked up in its class."""
+    """The function in the syntax tree of a file.  `Class.method` is looked up in its class."""
     node = tree
     for part in name.split("."):
         inside = [child for child in node.body if getattr(child, "name", "") == part]
         if not inside:
-            fail(f"{file} has no function {name} any more: name the new one in SHEETS")
+            fail(f"{file} has no function {name} any more: write its new name into SHEETS")
         node = inside[-1]
     return node
 
 
 def without_bodies(source, names, file):
-    """The file's text; each function named keeps its signature and its docstring alone."""
+    """The text of the file, in which the functions named keep only signature and docstring."""
     lines, tree = source.splitlines(keepends=True), ast.parse(source)
     nodes = [(find(tree, name, file), name) for name in names]
-    for node, name in sorted(nodes, key=lambda pair: -pair[0].lineno):     # from the end
+    # From the end of the file, so that the line numbers of what stands above still hold.
+    for node, name in sorted(nodes, key=lambda pair: -pair[0].lineno):
         if ast.get_docstring(node) is None:
-            fail(f"{file}: {name} has no docstring, which is all that a student would have")
+            fail(f"{file}: {name} has no docstring, but a student has nothing else to go by")
         doc, last = node.body[0], node.body[-1]
         indent = " " * node.body[0].col_offset
         stop = f'{indent}raise NotImplementedError("{name} is still to be written")\n'
@@ -74,7 +77,7 @@ def without_bodies(source, names, file):
 def make(name, out):
     sheet = SHEETS[name]
     if out.exists():
-        fail(f"{out} is there already: name a new folder with --out")
+        fail(f"{out} exists already: name a new folder with --out")
     texts = {file: without_bodies((ROOT / file).read_text(encoding="utf-8"), names, file)
              for file, names in sheet.fill.items()}
     out.mkdir(parents=True)
@@ -88,8 +91,9 @@ def make(name, out):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sheet", nargs="?", choices=SHEETS)
-    parser.add_argument("--out", type=Path, help="the new folder")
+    parser.add_argument("sheet", nargs="?", choices=SHEETS,
+                        help="the sheet to make a folder of; without it all sheets are listed")
+    parser.add_argument("--out", type=Path, help="the folder to make; it must not exist yet")
     args = parser.parse_args(argv)
     if args.sheet is None:
         for name, sheet in SHEETS.items():
@@ -99,7 +103,7 @@ def main(argv=None):
     if args.out is None:
         fail(f"name a new folder: python exercises/make.py {args.sheet} --out FOLDER")
     make(args.sheet, args.out)
-    print(f"{args.out}: start with SHEET.md, then python check.py")
+    print(f"{args.out} is made: read SHEET.md in it first, then run python check.py there")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""Train the tables of results/, and check in them what the papers claim.
+"""Train the tables of results/, and say which of the papers' claims hold in them.
 
-    python results/reproduce.py                                    the tables by name
-    python results/reproduce.py mirror --seed 0,1,2 --jobs 2       trains what is missing, prints it
+    python results/reproduce.py                                    lists the tables
+    python results/reproduce.py mirror --seed 0,1,2 --jobs 2       trains and prints this table
     python results/reproduce.py mirror --only naive,mirror --data path/to/folder --epochs 20
-    python results/reproduce.py --fill                             the pages, from the csv files
+    python results/reproduce.py --fill                             fills the pages with the tables
 
-A table is made of runs of the scripts, with the flags that stand in tables.py and those given here,
-which win.  A row is "as the paper" if its claim in tables.py holds for every seed.  With --save the
-runs go into results/NAME.csv, where they take the place of the same rows and seeds, the picture
-into results/NAME.png, and the tables of README.md and of the pages are filled again.  On another
-data set the name is NAME.DATA, such as mirror.cifar10_jpeg.
+Each row of a table is a run of a script, with the flags of tables.py and those given here, which
+win over them.  Only missing runs are trained.  A row is "as the paper" if its claim in tables.py
+holds for every seed.  --save puts the runs into results/NAME.csv, in place of those with the same
+row and seed, and the picture into results/NAME.png.  Then it fills the tables of README.md and of
+the pages again.  On another data set the name is NAME.DATA, such as mirror.cifar10_jpeg.
 """
 import csv
 import re
@@ -34,20 +34,19 @@ COLORS = {"none": "#08519c", "dimensional": "#fd8d3c", "complete": "#b10026"}
 # ------------------------------------------------------------------------------------------- claims
 
 def as_the_paper(rule, mine, records):
-    """-> "yes", "no" or "1 of 3": for how many seeds of a row the rule holds; "" without a rule
-
-    A seed counts if the rows that the rule compares with have it too."""
+    """For how many seeds of a row does its rule hold?  -> "yes", "no", "1 of 3"; "" without a rule
+    A seed counts if the rows with which the rule compares it have this seed too."""
     held = {}
     for record in mine if rule else []:
         rows = {other["label"]: other for other in records if other["seed"] == record["seed"]}
         try:
             held[record["seed"]] = (rule.gap if isinstance(rule, AsGood) else rule)(record, rows)
-        except KeyError:                                   # it asks for a row that is missing
+        except KeyError:                                   # A row that the rule needs is missing.
             continue
     n = len(held)
     if n == 0:
         return ""
-    if isinstance(rule, AsGood):                           # of the mean over seeds
+    if isinstance(rule, AsGood):                           # It is about the mean over seeds.
         right = n if sum(held.values()) > 0 else 0
     else:
         right = sum(held.values())
@@ -56,8 +55,8 @@ def as_the_paper(rule, mine, records):
 
 
 def shown(claim):
-    """-> is the claim shown, and by how many seeds; False, 0 if nothing was trained"""
-    if claim.table not in TABLES:                          # a theory: a file of results for a seed
+    """Is the claim shown, and by how many seeds?  -> (False, 0) if nothing was trained"""
+    if claim.table not in TABLES:                          # A theory has a file for each seed.
         held = []
         for file in sorted(HERE.glob(f"{claim.table}-s*.csv")):
             lines = csv.DictReader(file.read_text(encoding="utf-8").splitlines())
@@ -71,7 +70,7 @@ def shown(claim):
             try:
                 held.append(claim.holds({record["label"]: record for record in records
                                          if record["seed"] == seed}))
-            except KeyError:                               # this seed lacks one of the rows
+            except KeyError:                               # This seed lacks one of the rows.
                 continue
         return all(held), len(held)
     rules = {row.label: row.rule for row in TABLES[claim.table].rows}
@@ -82,9 +81,9 @@ def shown(claim):
 
 
 def list_claims():
-    """-> README's two tables: what was shown, and what was not"""
-    yes = "| claim | command | seeds | page |\n| --- | --- | --- | --- |\n"
-    no = "| claim | command | why not | page |\n| --- | --- | --- | --- |\n"
+    """Make README's table: what was shown, and by how many seeds, and then what was not."""
+    yes = "| claim | command | shown? | page |\n| --- | --- | --- | --- |\n"
+    no = "| **What we could not show, and why** | | | |\n"
     for claim in CLAIMS:
         table = claim.table
         if table in TABLES:
@@ -95,16 +94,16 @@ def list_claims():
         start = f"| {claim.sentence} ({claim.place}) | `{command}` |"
         end = f"| [{page}](results/{page}.md#{table}) |\n"
         if held and seeds:
-            yes += f"{start} {seeds} {end}"
+            yes += f"{start} yes, {seeds} seeds {end}"
         else:
             no += f"{start} {claim.why if seeds else 'not trained'} {end}"
-    return f"{yes}\n**What we could not show, and why**\n\n{no}"
+    return yes + no
 
 
 # ---------------------------------------------------------------------------------------- Markdown
 
 def markdown(records, table, columns, only=()):
-    """The table in Markdown, with what the paper says beside it if it says anything."""
+    """The table in Markdown.  If a row has a claim, what the paper says stands beside all rows."""
     of_paper = {row.label: row for row in table.rows}
     rows, lines = compare.by_label(records), []
     most = max(len(mine) for mine in rows.values())
@@ -123,10 +122,9 @@ def markdown(records, table, columns, only=()):
 
 
 def fill(text):
-    """The text of a page, its tables made again from the csv files.
-
-    They stand between <!-- table mirror; rows: naive | mirror; columns: knn std --> and
-    <!-- end -->, where rows and columns may be left out, and <!-- claims --> and <!-- end -->."""
+    """Make the tables of a page's text again, from the csv files.  -> the new text
+    A table stands between <!-- table mirror; rows: naive | mirror; columns: knn std --> and
+    <!-- end -->.  Rows and columns may be left out.  Claims begin with <!-- claims -->."""
     def make(match):
         stem, *choices = [part.strip() for part in match[1].split(";")]
         if not (HERE / f"{stem}.csv").exists():
@@ -153,12 +151,12 @@ def fill_pages():
 # ----------------------------------------------------------------------------------------- figures
 
 def draw_points(records, x, y, left_out=""):
-    """A point for each row: the means of columns x and y, with their standard deviations.  The
-    names stand at the right, in the order of y; the title has Spearman's rank correlation."""
+    """Draw a point for each row: the means of columns x and y, with their standard deviations.
+    The rows' names stand at the right, in the order of y.  The title has Spearman's correlation."""
     from matplotlib.figure import Figure
     rows, points = compare.by_label(records), []
     rows.pop(left_out, None)
-    figure = Figure(figsize=(8, max(6.2, 0.2 * len(rows))), layout="constrained")
+    figure = Figure(figsize=(8, 4 + 0.12 * len(rows)), layout="constrained")
     axis = figure.subplots()
     for label, mine in rows.items():
         values = torch.tensor([[record[x], record[y]] for record in mine], dtype=torch.double)
@@ -175,7 +173,9 @@ def draw_points(records, x, y, left_out=""):
         axis.plot([], [], "o", color=color, label=f"collapse: {verdict}")
     figure.legend(loc="outside lower center", ncols=3, fontsize=9)
     ranks = torch.tensor([point[:2] for point in points]).argsort(0).argsort(0).double()
-    axis.set(xlabel=x, ylabel=y, title=f"rank correlation {torch.corrcoef(ranks.T)[0, 1]:.2f}")
+    axis.set(xlabel=compare.TITLES.get(x, x), ylabel=compare.TITLES.get(y, y))
+    if len(rows) > 9:                                      # With fewer it says nothing.
+        axis.set_title(f"rank correlation {torch.corrcoef(ranks.T)[0, 1]:.2f}")
     if "rank" in x:
         ticks = [rank for rank in (1, 2, 5, 10, 20, 50) if rank < axis.get_xlim()[1]]
         axis.set_xscale("log")
@@ -188,7 +188,7 @@ def draw_points(records, x, y, left_out=""):
 # ------------------------------------------------------------------------------------------- train
 
 def rows_of(table, data="", flags=()):
-    """-> [(label, [script, flags])]; the flags of the command line come last and win"""
+    """[(label, [script, flags])].  The flags of the command line come last, and so they win."""
     rows = []
     for label, flags_of_row, *_ in table.rows:
         words = flags_of_row.split()
@@ -201,7 +201,7 @@ def rows_of(table, data="", flags=()):
 
 
 def save(stem, table, records, figure):
-    """results/STEM.csv and its pictures; the curves only if it has no other runs than these"""
+    """Write results/STEM.csv and its pictures, but the curves only if all of its runs are new."""
     file = HERE / f"{stem}.csv"
     made = {(record["label"], record["seed"]) for record in records}
     old = compare.read_csv(file) if file.exists() else []
@@ -212,7 +212,9 @@ def save(stem, table, records, figure):
                              for name, value in record.items() if name != "folder"}
                             for record in everything])
     for i, pair in enumerate(table.points.split(";") if table.points else []):
-        draw_points(everything, *pair.split()).savefig(HERE / f"{stem}-points{i or ''}.png")
+        picture = draw_points(everything, *pair.split())
+        picture.suptitle(table.title)
+        picture.savefig(HERE / f"{stem}-points{i or ''}.png")
     if not old:
         figure.savefig(HERE / f"{stem}.png")
     fill_pages()
@@ -220,8 +222,8 @@ def save(stem, table, records, figure):
 
 def main(argv=None):
     parser = compare.make_parser(__file__, __doc__)
-    parser.add_argument("--data", default="", help="another data set or folder of images")
-    parser.add_argument("--only", default="", help="these rows, such as naive,mirror")
+    parser.add_argument("--data", default="", help="another data set, or a folder of images")
+    parser.add_argument("--only", default="", help="train these rows alone, such as naive,mirror")
     parser.add_argument("--save", action="store_true", help="put the runs into results/")
     parser.add_argument("--fill", action="store_true", help="fill the pages from the csv files")
     own, words = parser.parse_known_args(argv)
@@ -231,7 +233,7 @@ def main(argv=None):
         return list_tables()
     name, *flags = words
     if name not in TABLES:
-        common.fail(f"no table {name}: python results/reproduce.py lists the tables")
+        common.fail(f"there is no table {name}: python results/reproduce.py lists them")
     table = TABLES[name]
     stem = f"{name}.{Path(own.data).name}" if own.data else name
     rows = rows_of(table, own.data, flags)
@@ -246,6 +248,7 @@ def main(argv=None):
     records = compare.read_results(jobs)
     if records:
         figure = compare.draw(records, table.curves.split(), table.csv)
+        figure.suptitle(table.title)
         compare.report(folder, records, markdown(records, table, table.columns.split()), figure)
         if own.save:
             save(stem, table, records, figure)
@@ -254,10 +257,10 @@ def main(argv=None):
 
 
 def list_tables():
-    print("name                runs   minutes   what it asks\n")
+    print("name                runs   minutes   its question\n")
     for name, table in TABLES.items():
         print(f"{name:20}{len(table.rows):4}{table.minutes:10}   {table.title}")
-    print("\nminutes: of one seed on two CPU cores, about")
+    print("\nminutes: about so many for one seed, on two CPU cores")
 
 
 if __name__ == "__main__":

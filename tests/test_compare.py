@@ -341,6 +341,7 @@ def test_filling_makes_the_tables_and_leaves_what_was_written_by_hand(other_resu
     common.write_csv(other_results / "mirror.csv",
                      records(naive=[("complete", 30.0)], simsiam=[("none", 80.0)],
                              bias=[("none", 40.0)] * 2))
+    common.write_csv(other_results / "simsiam.csv", records(simsiam=[("none", 80.0)] * 2))
     (other_results / "page.md").write_text(
         "a\n<!-- table mirror; rows: naive; columns: knn -->\nold\n<!-- end -->\nb\n"
         "<!-- table byol -->\nby hand\n<!-- end -->\n")
@@ -355,9 +356,9 @@ def test_filling_makes_the_tables_and_leaves_what_was_written_by_hand(other_resu
     overview = (other_results.parent / "README.md").read_text()
     assert overview.startswith("a\n<!--") and overview.endswith("->\nb\n")
     yes, no = overview.split("**What we could not show, and why**")
-    assert "(Zhang, Table 5) | `python results/reproduce.py mirror` | 2 |" in yes    # the bias row
-    assert "(Zhang, Fig. 3) | `python results/reproduce.py mirror` | not trained |" in no
-    assert "all images become one point" in no             # of its three rows one is there
+    assert "(Chen & He) | `python results/reproduce.py simsiam` | yes, 2 seeds |" in yes
+    assert "(Zhang, Table 1) | `python results/reproduce.py mirror` | not trained |" in no
+    assert "all z become one point" in no             # of its three rows one is there
     assert all(line.count("|") == 5 for line in overview.splitlines() if line.startswith("|"))
     reproduce.main(["--fill"])                             # nothing has changed: it says nothing
     reproduce.main([])
@@ -409,5 +410,9 @@ def test_points_are_means_and_their_rank_correlation():
     axis = reproduce.draw_points(found, "a", "b", "far").axes[0]
     points = [container[0].get_xydata()[0].tolist() for container in axis.containers]
     assert points == [[1.5, 5], [2.5, 9], [3.5, 7]]
-    assert axis.get_title() == "rank correlation 0.50"               # 1 2 3 against 1 3 2
     assert [text.get_text() for text in axis.texts] == ["x", "z", "y"]       # from below
+    assert axis.get_title() == ""                          # too few for a correlation
+    found = [{"label": str(a), "verdict": "none", "a": a, "b": b}
+             for a, b in enumerate((2, 1, 0, 3, 4, 5, 6, 7, 9, 8))]
+    axis = reproduce.draw_points(found, "a", "b").axes[0]
+    assert axis.get_title() == f"rank correlation {1 - 6 * (4 + 4 + 1 + 1) / 990:.2f}"

@@ -173,7 +173,8 @@ def test_what_a_run_leaves_is_of_the_trained_net_and_the_test_set(flags, d0, dim
     for label, (y, y2) in labels.items():
         probe = common.linear_probe(untrained[0], y, untrained[1], y2)
         assert result[f"linear_untrained{label}"] == pytest.approx(probe, abs=0.5)
-    says = "features in r: strong {linear:.0f} %, weak {linear_weak:.0f} % (untrained {} %)"
+    says = ("linear probe of r: strong label {linear:.0f} %, weak label {linear_weak:.0f} % "
+            "(untrained {} %)")
     if "patches" not in flags:
         found = says.format(round(result["linear_untrained_weak"]), **result)
         assert capsys.readouterr().out.splitlines()[-1] == found

@@ -241,7 +241,7 @@ def test_bad_checkpoints(what, uninterrupted, capsys, in_tmp):
 
 @pytest.mark.parametrize("script, flags", [(simsiam, ["--proj-dim", 24]), (supervised, [])])
 def test_another_net_is_refused(script, flags, uninterrupted, capsys):
-    refused(capsys, ["--resume", uninterrupted, *flags], "whose last.pt fits", script=script)
+    refused(capsys, ["--resume", uninterrupted, *flags], "does not fit", script=script)
 
 
 def test_every_label_of_an_image_has_its_columns(in_tmp, no_curves, monkeypatch):

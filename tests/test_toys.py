@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
 import toy_dynamics as dynamics
 import toy_infonce as infonce
@@ -235,6 +236,23 @@ def test_infonce_numbers(in_tmp, monkeypatch):
     assert 16 >= live["2 layers with ReLU"] > live["3 layers with ReLU"]
     ratios = [row[0] for what, row in table.items() if what.endswith("over eigenvalue 8")]
     assert len(ratios) == 5 and ratios == sorted(ratios, reverse=True)
+    best = [table[f"{D} dimensions: tau of the best cosine"][0] for D in (16, 64, 2048)]
+    assert best[0] > best[1] > best[2] and best[2] in (0.1, 0.2)       # Zhang et al., Fig. 5c
+
+
+def test_the_cosine_of_r_e_and_decorrelation():
+    """r_e from the gradient of the cross-entropy, Algorithm 5's gradient from the covariance."""
+    for tau in (0.1, 0.7):
+        Za, Zb = (normalize(randn(20, 6, seed=seed), dim=1) for seed in (1, 2))
+        Za.requires_grad_()
+        loss = cross_entropy(Za @ Zb.T / tau, torch.arange(20))
+        pushed = Zb + 20 * tau * torch.autograd.grad(loss, Za)[0]      # sum_j lambda_j Z_j
+        Za = Za.detach()
+        r_e = torch.cat([Za, Zb]).mean(0) - pushed
+        off = Za.T.cov() - Za.T.cov().diag().diag()
+        downhill = -(Za - Za.mean(0)) @ off
+        cosine = cosine_similarity(r_e, downhill).mean().item()
+        assert infonce.cosine_with_decorrelation(Za, Zb, tau) == pytest.approx(cosine, abs=1e-9)
 
 
 # ------------------------------------------------------------------------------------ landscape

@@ -1,4 +1,8 @@
-"""Says of each function if it is right, in seconds: python check.py.  --grade: points, as JSON."""
+"""Check the functions of this sheet: a line for each says that it is right, or what differs.
+
+    python check.py             takes a few seconds
+    python check.py --grade     prints points as JSON
+"""
 import math
 from types import SimpleNamespace
 
@@ -18,7 +22,7 @@ def cosine(a, b):
 
 
 def distance(p, z):
-    """D: minus the mean cosine of the rows"""
+    """D, minus the mean cosine of the rows.  p, z: lists of rows"""
     return -sum(map(cosine, p, z)) / len(p)
 
 
@@ -26,7 +30,7 @@ BIAS = [0.3, -0.2, 0.5, 0.1]
 
 
 def linear(W, z):
-    """h, or h_inv: W z + BIAS"""
+    """The predictor h, or h_inv, as one layer: W z + BIAS for each row of z."""
     return [[sum(w * x for w, x in zip(row, r)) + b for row, b in zip(W, BIAS)] for r in z]
 
 
@@ -39,15 +43,17 @@ def columns_unit(z):
 
 
 class Siamese:
-    """A loss as what each of its letters is: z1, z2, W, U live, so that they get a gradient; t1,
-    t2, V, Q the same numbers behind a stop-gradient.  W, V: of h; U, Q: of h_inv."""
+    """Random inputs of a loss, and what the loss and its gradients should be.
+
+    z1, z2 and W, U, the matrices of h and h_inv, get a gradient.  t1, t2, V, Q are the same numbers
+    behind a stop-gradient."""
 
     def __init__(self):
         self.z1, self.z2 = torch.randn(2, 3, 4, dtype=torch.double)
         self.W, self.U = torch.randn(2, 4, 4, dtype=torch.double)
 
     def expected(self, loss):
-        """loss(z1, z2, t1, t2, W, V, U, Q) on lists: yields its value, then its slopes"""
+        """Yield the value of loss(z1, z2, t1, t2, W, V, U, Q), on lists, then its four slopes."""
         live = [self.z1, self.z2, self.W, self.U]
         a, b, w, u = [x.tolist() for x in live]
 
@@ -61,14 +67,15 @@ class Siamese:
             yield slope(of(i), x)
 
     def found(self, loss):
-        """The same of the student's function."""
+        """-> the same five of the student's function; its p1 and p2"""
         live = [x.clone().requires_grad_() for x in (self.z1, self.z2, self.W, self.U)]
         b = torch.tensor(BIAS, dtype=torch.double)
         net = SimpleNamespace(predictor=lambda z: z @ live[2].T + b,
                               inverse=lambda p: p @ live[3].T + b)
         returned = loss(net, live[0], live[1])
         if not isinstance(returned, tuple) or len(returned) != 3:
-            raise checking.Wrong("return three things: the loss, p1, p2 (None, None without h)")
+            raise checking.Wrong("return three things: the loss, p1 and p2 (None, None if there "
+                                 "is no predictor)")
         return (returned[0].item(), *gradients(returned[0], *live)), returned[1:]
 
 
@@ -76,7 +83,7 @@ def check_loss(student, definition, mistakes, predictions=True):
     case = Siamese()
     found, p = case.found(student)
 
-    def is_that(loss):                                     # a slope takes time: stops at the first
+    def is_that(loss):                                     # stops at the first slope that differs
         return all(checking.same(f, e, 1e-5) for f, e in zip(found, case.expected(loss)))
     if is_that(definition):
         for z, p_found in zip((case.z1, case.z2), p):
@@ -84,12 +91,12 @@ def check_loss(student, definition, mistakes, predictions=True):
             if predictions:
                 compare(p_found, torch.tensor(linear(case.W.tolist(), z)), what="p1 or p2")
             elif p_found is not None:
-                raise checking.Wrong("there is no predictor: return None, None for p1, p2")
+                raise checking.Wrong("there is no predictor: return None, None for p1 and p2")
         return
     try:
         check_D()
     except Exception:
-        raise checking.Wrong("the loss is wrong, but so is D: correct that first")
+        raise checking.Wrong("the loss is wrong, but so is D, which it needs: correct D first")
     mistakes = mistakes | {"the two directions are added, not averaged":
                            lambda *x: 2 * definition(*x)}
     for words, wrong in mistakes.items():
@@ -99,7 +106,7 @@ def check_loss(student, definition, mistakes, predictions=True):
              "the gradient of h_inv")
     for f, e, what in zip(found, case.expected(definition), names):
         if torch.is_tensor(e) and not e.any() and torch.as_tensor(f).any():
-            raise checking.Wrong(f"{what} should be zero: is the stop-gradient there?")
+            raise checking.Wrong(f"{what} should be zero: is there a stop-gradient?")
         compare(f, e, what=what)
 
 
@@ -109,17 +116,17 @@ def check_D():
     p, z = torch.randn(2, 5, 3, dtype=torch.double)
     dots = -sum(sum(a * b for a, b in zip(*rows)) for rows in zip(p.tolist(), z.tolist())) / 5
     compare(M.D(p, z), distance(p.tolist(), z.tolist()), {
-        "the sign: D is minus the cosine": -distance(p.tolist(), z.tolist()),
-        "p and z are not normalised": dots,
-        "the cosines go over the wrong axis: a row is an image":
+        "the sign is wrong: D is minus the cosine": -distance(p.tolist(), z.tolist()),
+        "p and z are not normalised. Divide each row by its length": dots,
+        "the cosines are taken over the wrong axis. A row is an image":
             distance(p.T.tolist(), z.T.tolist()),
-        "sum in place of the mean": 5 * distance(p.tolist(), z.tolist())})
+        "this is the sum over the rows. Take the mean": 5 * distance(p.tolist(), z.tolist())})
     p, z = p.requires_grad_(), z.requires_grad_()
     found = gradients(M.D(p, z), p, z)
     for name, gradient in zip("pz", found):
         if not gradient.any():
-            raise checking.Wrong(f"{name} gets no gradient: the stop-gradient is the caller's, not "
-                                 "D's")
+            raise checking.Wrong(f"{name} gets no gradient: D detaches nothing, because whoever "
+                                 "calls it does that")
     of_p, of_z = p.detach(), z.detach()
     compare(found, (slope(lambda x: distance(x.tolist(), of_z.tolist()), of_p),
                     slope(lambda x: distance(of_p.tolist(), x.tolist()), of_z)),
@@ -158,51 +165,51 @@ def of_inverse(z1, z2, t1, t2, W, V, U, Q):
     return trains_h + trains_h_inv + trains_f
 
 
-ONE = "one direction alone: the views have to be exchanged too"
+ONE = "only one direction is there: average it with the one where the views are exchanged"
 
 
 def check_simsiam():
     check_loss(M.simsiam, of_simsiam, {
-        "no stop-gradient: the targets z1 and z2 have to be detached": of_no_stopgrad,
-        "the stop-gradient is on p: it belongs to the target z":
+        "there is no stop-gradient: the targets z1 and z2 have to be detached": of_no_stopgrad,
+        "the stop-gradient is on p, but it belongs to the target z":
             lambda z1, z2, t1, t2, W, V, U, Q:
                 distance(linear(V, t1), z2) / 2 + distance(linear(V, t2), z1) / 2,
-        "z is detached before h: then f, which is what should learn, gets no gradient":
+        "z is detached before h, so that f, which should learn, gets no gradient":
             lambda z1, z2, t1, t2, W, V, U, Q:
                 distance(linear(W, t1), t2) / 2 + distance(linear(W, t2), t1) / 2,
-        "p1 is compared with z1: its target is the other view, z2":
+        "p1 is compared with z1, but its target is z2, of the other view":
             lambda z1, z2, t1, t2, W, V, U, Q:
                 distance(linear(W, z1), t1) / 2 + distance(linear(W, z2), t2) / 2,
         ONE: lambda z1, z2, t1, t2, W, V, U, Q: distance(linear(W, z1), t2),
-        "the target is p2: that is `symmetric`": of_symmetric})
+        "the target is p2: that is the loss `symmetric`": of_symmetric})
 
 
 def check_no_stopgrad():
     check_loss(M.no_stopgrad, of_no_stopgrad, {
-        "a target is detached: here both paths get a gradient": of_simsiam,
-        "both sides have the predictor: the targets are z1 and z2":
+        "a target is detached, but here both paths get a gradient": of_simsiam,
+        "both sides have the predictor, but the targets are z1 and z2":
             lambda z1, z2, t1, t2, W, V, U, Q: distance(linear(W, z1), linear(W, z2)),
         ONE: lambda z1, z2, t1, t2, W, V, U, Q: distance(linear(W, z1), z2),
-        "there is no predictor: D(z1, z2) is `naive`": of_naive})
+        "there is no predictor in it: D(z1, z2) is the loss `naive`": of_naive})
 
 
 def check_naive():
     check_loss(M.naive, of_naive, {
-        "there is a predictor in it: `naive` has none": of_no_stopgrad,
-        "one of the two is detached: the gradient is half of what it should be":
+        "there is a predictor in it, but `naive` has none": of_no_stopgrad,
+        "one of the two is detached, so that the gradient is half of what it should be":
             lambda z1, z2, t1, t2, *h: distance(z1, t2),
-        "both directions are detached: that halves the gradient":
+        "both directions have a stop-gradient, which halves the gradient":
             lambda z1, z2, t1, t2, *h: distance(z1, t2) / 2 + distance(z2, t1) / 2},
         predictions=False)
 
 
 def check_mirror():
     check_loss(M.mirror, of_mirror, {
-        "this is SimSiam's: in the mirror f learns on the path that has no predictor": of_simsiam,
-        "p is detached: then h learns nothing; detach z before h":
+        "this is SimSiam's loss: in `mirror` f learns on the path without predictor": of_simsiam,
+        "p is detached, so that h learns nothing: detach z before h instead":
             lambda z1, z2, t1, t2, W, V, U, Q:
                 distance(z1, linear(V, t2)) / 2 + distance(z2, linear(V, t1)) / 2,
-        "no stop-gradient: z has to be detached where it enters h":
+        "there is no stop-gradient: z has to be detached before it enters h":
             lambda z1, z2, t1, t2, W, V, U, Q:
                 distance(z1, linear(W, z2)) / 2 + distance(z2, linear(W, z1)) / 2,
         ONE: lambda z1, z2, t1, t2, W, V, U, Q: distance(z1, linear(W, t2)),
@@ -213,13 +220,13 @@ def check_mirror():
 
 def check_symmetric():
     check_loss(M.symmetric, of_symmetric, {
-        "the target has no predictor: that is SimSiam": of_simsiam,
+        "the target has no predictor: that is SimSiam's loss": of_simsiam,
         ONE: lambda z1, z2, t1, t2, W, V, U, Q: distance(linear(W, z1), linear(V, t2)),
         f"{ONE} (p2 learns from p1)":
             lambda z1, z2, t1, t2, W, V, U, Q: distance(linear(V, t1), linear(W, z2)),
-        "no stop-gradient: the target p has to be detached":
+        "there is no stop-gradient: the target p has to be detached":
             lambda z1, z2, t1, t2, W, V, U, Q: distance(linear(W, z1), linear(W, z2)),
-        "z is detached, but not p: then the target's path trains h":
+        "z is detached, but not p, so that the path of the target trains h":
             lambda z1, z2, t1, t2, W, V, U, Q:
                 distance(linear(W, z1), linear(W, t2)) / 2 +
                 distance(linear(W, z2), linear(W, t1)) / 2})
@@ -227,7 +234,7 @@ def check_symmetric():
 
 def check_inverse():
     def parts(z1, z2, t1, t2, W, V, U, Q):
-        """-> {words: a function that adds the three terms, one of them as somebody may have it}"""
+        """-> {a mistake, in words: a function that adds the three terms with this mistake}"""
         p1, p2, q1, q2 = linear(W, z1), linear(W, z2), linear(V, t1), linear(V, t2)
         target1, target2 = linear(Q, q1), linear(Q, q2)
 
@@ -242,25 +249,27 @@ def check_inverse():
             "the last term is missing: D(p1, sg h_inv(p2))": lambda: h + h_inv,
             "the last term has no stop-gradient on its target h_inv(p)":
                 lambda: h + h_inv + both(p1, linear(U, p2), p2, linear(U, p1)),
-            "the last term's target is stopped before h_inv, not after it":
+            "the target of the last term is detached before h_inv, not after it":
                 lambda: h + h_inv + both(p1, linear(U, q2), p2, linear(U, q1)),
-            "the last term's target is p2, without h_inv": lambda: h + h_inv + both(p1, q2, p2, q1),
-            "the last term compares p1 with h_inv(p1): the target is the other view":
+            "the target of the last term is p2, without h_inv":
+                lambda: h + h_inv + both(p1, q2, p2, q1),
+            "the last term compares p1 with h_inv(p1), but the target is of the other view":
                 lambda: h + h_inv + both(p1, target1, p2, target2),
             f"in the last term {ONE}": lambda: h + h_inv + distance(p1, target2),
-            "z is stopped in the last term too, so that f learns nothing":
+            "z is detached in the last term too, so that f learns nothing":
                 lambda: h + h_inv + both(linear(W, t1), target2, linear(W, t2), target1),
             "the last term has z1 where p1 belongs":
                 lambda: h + h_inv + both(z1, target2, z2, target1),
-            "p is not stopped before h_inv in the term that trains h_inv":
+            "p is not detached before h_inv in the term that trains h_inv":
                 lambda: h + last + both(linear(U, p1), t1, linear(U, p2), t2),
-            "the target z is not stopped in the term that trains h":
+            "the target z is not detached in the term that trains h":
                 lambda: h_inv + last + both(linear(W, t1), z2, linear(W, t2), z1),
-            "z is not stopped before h in the term that trains h":
+            "z is not detached before h in the term that trains h":
                 lambda: h_inv + last + both(p1, t2, p2, t1),
-            "the term that trains h_inv compares h_inv(p1) with z2: it should find z1 again":
+            "the term that trains h_inv compares h_inv(p1) with z2, but it should find z1 again":
                 lambda: h + last + both(linear(U, q1), t2, linear(U, q2), t1),
-            "the three terms are averaged: they are added": lambda: (h + h_inv + last) / 3}
+            "the three terms are averaged, but they have to be added":
+                lambda: (h + h_inv + last) / 3}
 
     words = parts(*[[[1.0, 2.0, 3.0, 4.0]]] * 4, *[torch.eye(4).tolist()] * 4)
     check_loss(M.inverse, of_inverse, {
@@ -269,23 +278,23 @@ def check_inverse():
 
 def check_bias():
     check_loss(M.bias, of_normalised, {
-        "the input of h is not normalised": of_simsiam,
+        "the input of h is not normalised: divide each row of z by its length": of_simsiam,
         ONE: lambda z1, z2, t1, t2, W, V, U, Q: distance(linear(W, unit(z1)), t2),
-        "normalised over the wrong axis: a row is an image":
+        "the input of h is normalised over the wrong axis: a row is an image":
             lambda z1, z2, t1, t2, W, V, U, Q:
                 distance(linear(W, columns_unit(z1)), t2) / 2 +
                 distance(linear(W, columns_unit(z2)), t1) / 2,
-        "h's input is detached, so that f learns nothing":
+        "the input of h is detached, so that f learns nothing":
             lambda z1, z2, t1, t2, W, V, U, Q:
                 distance(linear(W, unit(t1)), t2) / 2 + distance(linear(W, unit(t2)), t1) / 2,
-        "no stop-gradient: the targets z1 and z2 have to be detached":
+        "there is no stop-gradient: the targets z1 and z2 have to be detached":
             lambda z1, z2, t1, t2, W, V, U, Q:
                 distance(linear(W, unit(z1)), z2) / 2 + distance(linear(W, unit(z2)), z1) / 2})
 
 
 def metrics(z, root=True, normalise=True, diagonal=False, logarithm=True, less=1, over=True,
             mean_of_roots=True, length=True, shares=True):
-    """collapse_metrics in loops; the switches are for mistakes"""
+    """What collapse_metrics should return, in loops.  Each switch makes one mistake."""
     Z = unit(z.tolist()) if normalise else z.tolist()
     n, d = len(Z), len(Z[0])
     o = [sum(row[k] for row in Z) / n for k in range(d)]
@@ -312,15 +321,15 @@ def check_collapse_metrics():
         raise checking.Wrong("z itself has changed: write into a new tensor")
     wrongs = {"the rows are not l2-normalised first": metrics(z, normalise=False),
               "the factor sqrt(D) is missing": metrics(z, root=False),
-              "the diagonal is in the sum": metrics(z, diagonal=True),
+              "the diagonal is in the sum, but it should not be": metrics(z, diagonal=True),
               "the exp of the entropy is missing": metrics(z, logarithm=False),
-              "divided by B, not by B - 1": metrics(z, less=0),
-              "not divided by D": metrics(z, over=False),
-              "the root of the mean variance: take the mean of the roots":
+              "it is divided by B, but it should be by B - 1": metrics(z, less=0),
+              "it is not divided by D": metrics(z, over=False),
+              "this is the root of the mean variance. Take the mean of the roots":
                   metrics(z, mean_of_roots=False),
-              "the length is squared": metrics(z, length=False),
+              "the length is squared, but it should not be": metrics(z, length=False),
               "the eigenvalues are not divided by their sum": metrics(z, shares=False),
-              "over the wrong axis: a row is an image": metrics(z.T)}
+              "it is taken over the wrong axis. A row is an image": metrics(z.T)}
     few_z = torch.randn(5, 8, dtype=torch.double)
     few = common.collapse_metrics(few_z)
     for name, value in metrics(z).items():
@@ -329,8 +338,8 @@ def check_collapse_metrics():
         if not isinstance(found[name], float):
             raise checking.Wrong(f"{name} is no float: .item() turns a tensor into one")
         if not math.isfinite(few[name]):
-            raise checking.Wrong(f"{name} is {few[name]} for 5 images in 8 dimensions: some "
-                                 f"eigenvalues are 0, or just below; they add 0 to the entropy")
+            raise checking.Wrong(f"{name} is {few[name]} for 5 images in 8 dimensions: an "
+                                 f"eigenvalue of 0, or just below 0, adds 0 to the entropy")
         wrong = {words: values[name] for words, values in wrongs.items()}
         compare(found[name], value, wrong, what=name, tolerance=1e-4)
     for name, value in metrics(few_z).items():
