@@ -515,7 +515,7 @@ CLAIMS = [
     Claim("Complete collapse is prevented by a second head that maps the target back to z, or by a "
           "predictor that only adds a vector", "Zhang, Fig. 3, Table 5", "mirror",
           ["inverse", "bias"]),
-    Claim("A moving average as the target keeps z spread out; an average over many views does not",
+    Claim("A moving average as the target keeps a std over 0.2, an average over many views none",
           "Zhang, Table 1", "mirror", ["same_batch10", "same_batch25", "moving_average"]),
     Claim("A BatchNorm right before the squared error prevents complete collapse; one before the "
           "normalisation leaves one or two dimensions", "Zhang, 4", "mirror",
@@ -531,8 +531,8 @@ CLAIMS = [
           ["P_b + o_e + r_e", "P_b + o_e", "P_b + r_e", "P_b"]),
     Claim("SimSiam's extra gradient points away from the centre of P, Mirror SimSiam's towards "
           "that of Z", "Zhang, Fig. 5a", "center", ["SimSiam", "Mirror SimSiam"]),
-    Claim("De-correlating the dimensions of z spreads a collapsed net again", "Zhang, Fig. 5b",
-          "recover", ["of z", "of z standardised"]),
+    Claim("De-correlating z raises m_r again after a collapse", "Zhang, Fig. 5b", "recover",
+          ["of z", "of z standardised"]),
     Claim("InfoNCE's residual gradient de-correlates, and without it accuracy drops",
           "Zhang, Fig. 5c, 6", "infonce", ["SimSiam", "InfoNCE", "without r_e"]),
     Claim("In 2048 random dimensions it de-correlates best at a temperature of 0.1 or 0.2",
@@ -540,8 +540,8 @@ CLAIMS = [
           lambda found: found["2048 dimensions: tau of the best cosine"] in (0.1, 0.2)),
     Claim("A higher temperature leaves more correlation", "Zhang, Fig. 8", "temperature",
           ["tau 0.5", "tau 1", "tau 5"]),
-    Claim("A linear head that starts as the identity and learns fast prevents collapse, a frozen "
-          "one does not", "Wen & Li", "mirror", ["identity", "identity_frozen"]),
+    Claim("A linear head that starts as the identity and learns fast prevents dimensional "
+          "collapse, a frozen one does not", "Wen & Li", "mirror", ["identity", "identity_frozen"]),
     Claim("The off-diagonal weights of a fast head that decays rise and fall", "Wen & Li", "scan",
           ["rate 10 decay 0.0005", "rate 100 decay 0.0005"]),
     Claim("z learns the weak feature better behind a trained head than behind a frozen one",
@@ -556,11 +556,11 @@ CLAIMS = [
           lambda found: found["no predictor: ||W|| at the end over the bound"] < 1
           and found["no stop-gradient: ||W|| at the end over the bound"] < 1
           and found["both: ||W|| at the end over the bound"] > 100
-          and all(found[what] < 1e-6 for what in found if "largest of" in what)),
+          and all(found[what] < 1e-3 for what in found if "largest of" in what)),
     Claim("DirectPred and DirectCopy are as good as a trained predictor, least squares is not",
           "Tian, Wang", "predictor",
           ["DirectPred", "DirectPred freq 5", "DirectCopy", "least squares"]),
-    Claim("Of DirectSet's exponents 2 is the worst; 1, 1/2 and 1/4 are as good as a trained W_p",
+    Claim("On photographs DirectSet's exponent 2 is the worst; 1, 1/2, 1/4 are as good as training",
           "Wang", "directset", ["alpha 2", "alpha 0.25", "DirectPred", "DirectCopy"]),
     Claim("A predictor that is kept symmetric fails without a slow target; decay of W_p alone "
           "helps",
@@ -592,7 +592,7 @@ CLAIMS = [
               ("0.05", "0.1", "0.2", "0.3", "0.5", "1.0", "5.0"),
               key=lambda tau: rows["InfoNCE"][f"cos_r_{tau}"]) in ("0.1", "0.2"),
           "0.5 to 1: its Z uses few dimensions"),
-    Claim("De-correlating Z, as Algorithm 5 is written, undoes a collapse", "Zhang, Fig. 5b",
+    Claim("De-correlating Z in place of z does, as Algorithm 5 is written", "Zhang, Fig. 5b",
           "recover", lambda rows: rows["of z normalised"]["m_r_highest"]
           > rows["of z normalised"]["m_r_before"] + 0.1,
           "m_r rises by 0.04 to 0.11, the rank stays"),
@@ -604,8 +604,8 @@ CLAIMS = [
               for rate in (10, 100)), "four rates, few neurons: they only rise"),
     Claim("With a two-layer predictor the rank falls and bounces back", "Wang", "predictor",
           ["trained 2 layers"], "it only falls, in so short a run"),
-    Claim("DirectCopy needs weight decay, 2.5 times as much costs nothing, and a floor eps of 0.5 "
-          "is the worst", "Wang; Tian, Table 8", "directset",
+    Claim("On photographs DirectCopy needs weight decay, 2.5 times as much costs nothing, and a "
+          "floor eps of 0.5 is the worst", "Wang; Tian, Table 8", "directset",
           ["DirectCopy no decay", "DirectCopy decay x 2.5", "eps 0.5"],
           "no decay is best, 2.5 times costs 5 points, floors hardly differ"),
     Claim("DirectSet's exponent 2 is the worst on made images too", "Wang", "alpha", lambda rows:
