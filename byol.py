@@ -140,7 +140,7 @@ def main(argv=None):
             x1, x2 = common.augment(x, data.mean, data.std), common.augment(x, data.mean, data.std)
             with common.autocast(device):                  # A GPU uses 16-bit floats (bfloat16).
                 p1, p2, z1, z2, t1, t2 = net(x1, x2)
-                # .detach() is the stop-gradient: the target stays where it is, and only p moves.
+                # .detach() is the stop-gradient: the gradient goes through p, not the target.
                 # If both could move, the easiest agreement would be one point for all images.
                 loss = (2 + 2 * D(p1, t2.detach())) + (2 + 2 * D(p2, t1.detach()))
                 # f' gets no gradient in any case, so here the net itself is the target.

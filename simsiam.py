@@ -24,7 +24,7 @@ import common
 # A recipe holds the settings for one data set.  Each setting is also a flag, such as --epochs 20,
 # which wins over the recipe.  --help explains them.  "other" is the recipe for folders of images.
 RECIPES = {
-    "patches": dict(            # ours; without warm-up one seed in five stays at a rank of 2
+    "patches": dict(            # ours; without warm-up one seed in five keeps two dimensions
         arch="small", epochs=20, batch_size=64, lr=0.4, weight_decay=1e-3, warmup_epochs=2,
         proj_layers=2, proj_dim=256, pred_hidden=128, final_bn="noaffine"),
     "cifar10": dict(                                                      # Chen & He, appendix D
@@ -115,7 +115,7 @@ def main(argv=None):
             x1, x2 = common.augment(x, data.mean, data.std), common.augment(x, data.mean, data.std)
             with common.autocast(device):                  # A GPU uses 16-bit floats (bfloat16).
                 p1, p2, z1, z2 = net(x1, x2)
-                # .detach() is the stop-gradient: the target stays where it is, and only p moves.
+                # .detach() is the stop-gradient: the gradient goes through p, not the target.
                 # If both could move, the easiest agreement would be one point for all images.
                 loss = D(p1, z2.detach()) / 2 + D(p2, z1.detach()) / 2
             optimizer.zero_grad()
