@@ -5,7 +5,11 @@ import csv
 import io
 import json
 import math
+import os
+import shlex
+import signal
 import sys
+import zlib
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps                            # torchvision's own image library
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
+from tqdm.auto import tqdm                                 # It also draws bars in a notebook.
 
 
 def fail(why):
@@ -40,13 +44,15 @@ def load_data(name, data_dir="data", size=32, device="cpu", limit=None):
         train, test = [from_torchvision(name, data_dir, part) for part in (True, False)]
     else:
         files, held_out = find_images(Path(name))
-        if limit:                                          # The others need not be decoded.
+        if limit and files:                                # The others need not be decoded.
             files = [files[i] for i in balanced_subset(torch.tensor([y for _, y in files]), limit)]
         train, test = read_images(files, size), read_images(held_out, size)
     if limit:
         keep = balanced_subset(train[1][0], limit)
         train = train[0][keep], train[1][:, keep]
     some = train[0][::max(1, len(train[0]) // 4000)].float().div(255)
+    if len(some) > 1 and some.std(0).max() < 0.01:
+        fail(f"--data {name}: all images are the same, so there is nothing to learn from them")
     mean, std = some.mean((0, 2, 3)), some.std((0, 2, 3)).clamp(min=1e-3)
     (x, y), (x2, y2) = [[part.to(device) for part in both] for both in (train, test)]
     more = {"_weak": (y[1], y2[1])} if len(y) > 1 else {}                # y, y2: [labels, N]
@@ -54,8 +60,7 @@ def load_data(name, data_dir="data", size=32, device="cpu", limit=None):
 
 
 def balanced_subset(labels, limit):
-    """Choose `limit` images, of each class equally many if possible, and always the same ones.
-    labels: int64 [N] -> indices, int64 [M]"""
+    """Indices of `limit` images, if possible equally many of each class.  labels: int64 [N]"""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     one_hot = F.one_hot(labels[order] + 1)                 # [N, classes + 1]
     place = (one_hot.cumsum(0) * one_hot).sum(1)           # the first of its class, the second, ...
@@ -69,7 +74,6 @@ PATCHES = {"patches": ((10, 7, 0.35, 0.6),),
 
 def make_patches(features, n, seed, size, side=7):
     """Noise with copies of a small pattern, the class, at random places, some of them mirrored.
-    Colour and background hardly differ, because a net would learn what is easier than the pattern.
     The patterns do not depend on the seed.  With two labels, all pairs are equally frequent.
     features: PATCHES[...] -> uint8 [n, 3, size, size], int64 [labels, n]"""
     fixed, g = torch.Generator().manual_seed(0), torch.Generator().manual_seed(seed)
@@ -102,54 +106,79 @@ def from_torchvision(name, data_dir, train):
     try:
         data = getattr(torchvision.datasets, name.upper())(data_dir, train, download=True)
     except (OSError, RuntimeError) as e:                   # no connection, no room, a broken file
-        fail(f"{name} could not be downloaded to {data_dir}/ ({str(e).splitlines()[0]}).  Copy it "
-             f"there, or use --data patches, which needs no internet connection")
+        fail(f"{name} is not in {data_dir}/ ({str(e).splitlines()[0]}): use --data patches")
     return torch.as_tensor(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor([data.targets])
 
 
+IMAGES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
 def find_images(root):
-    """Find train/<class>/* with test/ or val/, or any images, which then have no labels.  Without
-    test/ and val/ every tenth image is for testing.  -> two lists of (file, label or -1)"""
-    held_out = []
+    """The images of a folder -> two lists of (file, label), for training and for testing.
+    An image has one of the endings above.  Nothing hidden is one, and nothing in this repository or
+    its runs.  A class is a folder in train/.  Without train/ or with one class labels are -1.
+    Without a test folder each file's own name decides, so a new file does not move the others."""
     if not root.is_dir():
         fail(f"--data {root}: no such data set or folder.  Use {FLAGS['data'][1]}")
-    if (root / "train").is_dir():
-        parts = [torchvision.datasets.ImageFolder(root / part) for part in ("train", "test", "val")
-                 if (root / part).is_dir()]
-        files, *held_out = [part.samples for part in parts]
-        if any(part.classes != parts[0].classes for part in parts):
-            fail(f"--data {root}: test/ (or val/) must have the classes of train/")
-    else:
-        files = [(file, -1) for file in sorted(root.rglob("*"))
-                 if torchvision.datasets.folder.is_image_file(file.name)]
+    files, seen = [], {Path(__file__).resolve().parent}
+    for folder, below, names in os.walk(root, followlinks=True):
+        here = Path(folder)
+        fresh = here.resolve() not in seen and "args.json" not in names    # Links may lead back.
+        seen.add(here.resolve())
+        below[:] = sorted(name for name in below if fresh and name[0] not in "._")
+        files += [here / name for name in sorted(names) if name[0] != "."] if fresh else [here]
+    images = [file for file in files if file.name.lower().endswith(IMAGES)]
+    place = {file: file.relative_to(root).parts for file in images}              # train, cats, ...
+    held_out = next((name for name in ("test", "val", "valid") if (root / name).is_dir()), "")
+    train, test = [[(file, parts[1]) for file, parts in place.items()
+                    if parts[0] == part and len(parts) > 2] for part in ("train", held_out)]
+    if not train:
+        train, test = [(file, "") for file in images], []
+    used = dict(train + test)
+    unused = [str(file.relative_to(root)) for file in files if file not in used]
+    if unused:
+        print(f"{root}: {len(unused)} files are not used, such as {', '.join(unused[:5])}")
+    classes = sorted({name for _, name in train})
+    if test and {*classes} != {name for _, name in test}:
+        fail(f"--data {root}: {held_out}/ must have the classes of train/")
+    if len(classes) < 2:
         print(f"{root}: no labels, so there is neither kNN nor a linear probe")
-    if held_out:
-        return files, held_out[0]
-    print(f"{root}: every tenth image is held out for testing")
-    return [pair for i, pair in enumerate(files) if i % 10], files[::10]
+    if train and not test:
+        print(f"{root}: a tenth of the images is held out for testing")
+        number = {pair: zlib.crc32(os.fsencode(pair[0].relative_to(root))) for pair in train}
+        test = [pair for pair in train if number[pair] % 10 == 0] or [min(train, key=number.get)]
+        train = sorted({*train} - {*test})
+    return [[(file, classes.index(name) if len(classes) > 1 else -1) for file, name in part]
+            for part in (train, test)]
 
 
 def read_images(files, size):
     """[(file, label)] -> the square in the middle, uint8 [N, 3, size, size]; labels int64 [1, N]"""
     def decode(pair):
         try:
-            image = Image.open(pair[0])
-            if image.mode.startswith("I"):                 # 16 bits a pixel
+            file = Image.open(pair[0])
+            image = ImageOps.exif_transpose(file)
+            if file.mode[0] in "IF":                       # PNG and PPM have 16 bits in mode I.
+                deep = file.mode.startswith("I;16") or file.format in ("PNG", "PPM")
+                if not deep or image.getextrema()[1] < 256:
+                    return "numbers of an unknown range"
                 image = image.point(lambda value: value * (1 / 256), "L")
+            elif file.mode[-1] in "Aa" or "transparency" in file.info:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             image = ImageOps.fit(image.convert("RGB"), (size, size), Image.BICUBIC)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            return None
+        except Exception:                                  # A bad file may raise any of many kinds.
+            return "unreadable"
         return torchvision.transforms.functional.pil_to_tensor(image), pair[1]
 
     with ThreadPoolExecutor() as pool:
         images = [*tqdm(pool.map(decode, files), "decoding", len(files), leave=False, disable=None)]
-    readable = [pair for pair in images if pair is not None]
-    if len(readable) < 1:
+    bad = [f"{file} ({why})" for (file, _), why in zip(files, images) if type(why) is str]
+    if bad:
+        print(f"skipped {len(bad)} of {len(files)} images: {', '.join(bad[:5])}")
+    if len(bad) == len(files):
         fail("--data: no readable images for training or for testing")
-    if len(readable) < len(files):
-        bad = [str(file) for (file, _), pair in zip(files, images) if pair is None]
-        print(f"skipped {len(bad)} of {len(files)} images, unreadable: {', '.join(bad[:5])}")
-    x, y = zip(*readable)
+    x, y = zip(*[image for image in images if type(image) is not str])
     return torch.stack(x), torch.tensor([y])
 
 
@@ -157,23 +186,25 @@ def read_images(files, size):
 
 @torch.no_grad()
 def augment(x, mean, std, min_scale=0.2, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1,
-            jitter_p=0.8, gray_p=0.2, solarize_p=0.0):
-    """A random view of each image, by torchvision's RandomResizedCrop (bicubic), flip, ColorJitter,
-    grayscale and solarize.  Only the order of ColorJitter's four steps is the same for a batch.
+            jitter_p=0.8, gray_p=0.2):
+    """A random view of each image, by torchvision's RandomResizedCrop (bicubic), flip, ColorJitter
+    and grayscale.  Only the order of ColorJitter's four steps is the same for a batch.
     x: uint8 [B, 3, S, S]; mean, std: [3] -> float [B, 3, S, S], normalised, channels_last"""
     start, length = random_boxes(len(x), x.shape[-1], min_scale, x.device)
-    mirror, gray, solarize, jitter, *u = torch.rand(8, len(x), 1, 1, 1, device=x.device)
+    mirror, gray, _, jitter, *u = torch.rand(8, len(x), 1, 1, 1, device=x.device)
     x = resized_crop(x, start, length, mirror.flatten() < 0.5)
     change = (jitter < jitter_p) * (2 * torch.stack(u) - 1)       # -1 to 1, 0: no change
-    operations = [(adjust_brightness, 1 + brightness * change[0]),
-                  (adjust_contrast, 1 + contrast * change[1]),
-                  (adjust_saturation, 1 + saturation * change[2]), (adjust_hue, hue * change[3])]
     for i in torch.randperm(4).tolist():
-        adjust, amount = operations[i]
-        x = adjust(x, amount)
+        if i == 0:
+            x = x.mul_(1 + brightness * change[0]).clamp_(0, 1)
+        elif i == 1:
+            factor, mean_gray = 1 + contrast * change[1], luminance(x).mean((2, 3), keepdim=True)
+            x = x.mul_(factor).add_(mean_gray.mul_(1 - factor)).clamp_(0, 1)
+        elif i == 2:
+            x = adjust_saturation(x, 1 + saturation * change[2])
+        else:
+            x = adjust_hue(x, hue * change[3])
     x = adjust_saturation(x, (gray >= gray_p).float())            # 0 makes an image gray
-    if solarize_p:
-        x = torch.where((solarize < solarize_p) & (x >= 0.5), 1 - x, x)
     return normalise(x, mean, std)
 
 
@@ -217,16 +248,7 @@ def luminance(x):                                          # -> [B, 1, H, W]
     return (x[:, :1] * 0.2989).add_(x[:, 1:2], alpha=0.587).add_(x[:, 2:], alpha=0.114)
 
 
-def adjust_brightness(x, factor):                          # All of these change x in place.
-    return x.mul_(factor).clamp_(0, 1)
-
-
-def adjust_contrast(x, factor):
-    mean = luminance(x).mean((2, 3), keepdim=True)
-    return x.mul_(factor).add_(mean.mul_(1 - factor)).clamp_(0, 1)
-
-
-def adjust_saturation(x, factor):
+def adjust_saturation(x, factor):                          # It changes x in place.
     return x.lerp_(luminance(x), 1 - factor).clamp_(0, 1)
 
 
@@ -272,8 +294,7 @@ def make_backbone(arch):
 
 
 def autocast(device):
-    """On a CUDA card (Ampere or newer), matrix products and convolutions use bfloat16, of 16 bits.
-    PyTorch's autocast leaves cosine similarities, squared errors and norms in float32."""
+    """On newer CUDA cards, matrix products and convolutions use bfloat16, but losses float32."""
     on = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.autocast("cuda" if on else "cpu", torch.bfloat16, enabled=on)
 
@@ -286,8 +307,10 @@ def collapse_metrics(z):
                     1 and 0 after complete collapse to one point (Zhang et al. 2022, 3.1)
     effective_rank  exp(entropy of the eigenvalues of Cov(Z), divided by their sum): small after
                     dimensional collapse to few directions, noise after complete collapse
-    covariance      off-diagonal entries of Cov(Z), squared and summed, / dim (their Algorithm 5)"""
-    Z = F.normalize(z.float().cpu(), dim=1)
+    covariance      off-diagonal entries of Cov(Z), squared and summed, / dim (their Algorithm 5)
+    dead            share of z's rows that are 0 and have no direction, or 1 if all are equal"""
+    z = z.float().cpu()
+    Z = F.normalize(z, dim=1)
     (n, d), o = Z.shape, Z.mean(0)
     R = Z - o
     cov = R.T @ R / (n - 1)
@@ -295,13 +318,20 @@ def collapse_metrics(z):
     eig = torch.linalg.eigvalsh(gram.double().nan_to_num())        # It may not converge in float32.
     eig = eig.clamp(min=1e-12) / eig.clamp(min=1e-12).sum()
     off = cov.square().sum() - cov.diagonal().square().sum()
+    constant = z.std(0).max() <= 1e-6 * z.abs().max()
     values = {"std": d**0.5 * Z.std(0).mean(), "m_o": o.norm(), "m_r": R.norm(dim=1).mean(),
-              "effective_rank": (-(eig * eig.log()).sum()).exp(), "covariance": off / d}
+              "effective_rank": (-(eig * eig.log()).sum()).exp(), "covariance": off / d,
+              "dead": ((Z.norm(dim=1) < 0.5) | constant).float().mean()}
     return {name: value.item() for name, value in values.items()}
 
 
 def verdict(metrics):
-    """Which collapse is it?  The limits are ours.  metrics: what collapse_metrics returns"""
+    """Which collapse is it?  The limits are ours.  metrics: what collapse_metrics returns
+    -> "none", "dimensional", "complete", "dead" or "nan"; in the last three the rank is noise"""
+    if math.isnan(metrics["m_o"]):
+        return "nan"
+    if metrics.get("dead", 0) > 0.1:
+        return "dead"
     if metrics["m_o"] >= 0.95:
         return "complete"
     return "dimensional" if metrics["effective_rank"] <= 4 else "none"
@@ -389,7 +419,10 @@ def measure(encoder, data, args, epoch=0, z=None):
         views = [augment(x, data.mean, data.std) for _ in range(2)]
         with autocast(x.device):
             z = torch.cat([net(view) for view in views])
-    return {**collapse_metrics(z), **evaluate(encoder, data, args, epoch)}
+    found = collapse_metrics(z)
+    r = extract_features(encoder.backbone, data.test_x[:500], data.mean, data.std)
+    found["dead"] = max(found["dead"], collapse_metrics(r)["dead"])
+    return {**found, **evaluate(encoder, data, args, epoch)}
 
 
 # ---------------------------------------------------------------------------------- flags and log
@@ -417,10 +450,9 @@ HELP = {                                                   # of the settings in 
     "pred_hidden": "width of the predictor's hidden layer",
     "final_bn": "BatchNorm at the end of the projector; noaffine has no trained scale and shift",
     "pred_lr": "constant learning rate of the predictor, as a multiple of the encoder's",
-    "pred_weight_decay": "weight decay of the predictor",
+    "pred_weight_decay": "weight decay of the predictor", "temperature": "InfoNCE's tau",
     "ema": "share of its weights that the target net keeps at a step; 0: it is the net itself",
-    "min_scale": "smallest share of an image that a random crop keeps",
-    "temperature": "temperature tau of InfoNCE", "schedule": "how the encoder's rate changes",
+    "min_scale": "smallest share of an image in a crop", "schedule": "of the encoder's rate",
     "bias_lr": "learning rate of the predictor's bias, as a multiple of the encoder's",
 }
 MAY_BE_ZERO = ("limit", "seed", "epochs", "warmup_epochs", "weight_decay")
@@ -452,12 +484,14 @@ def parse_args(file, doc, recipes, argv=None, choices={}, flags={}, presets={}, 
     recipe = args["data"] if args["data"] in recipes else recipe
     preset = presets.get(recipe, {}).get(args.get("variant"), {})
     args = args | recipes[recipe] | preset | given | {"script": Path(file).stem, "label": ""}
+    if Path(args["data"]).is_dir():                        # so that it is found from anywhere
+        args["data"] = os.path.abspath(args["data"])
     for key, value in args.items():
         least = 0 if key in (*MAY_BE_ZERO, *zero) else 2 if key == "batch_size" else 1e-12
-        if type(value) in (int, float) and not least <= value < math.inf:
+        if type(value) in (int, float) and not least <= value < 1e11:       # or nan
             fail(f"--{key.replace('_', '-')} cannot be {value}")
-    if args["dry_run"]:
-        args |= {"epochs": 1, "batch_size": 16, "limit": 32, "warmup_epochs": 0}
+    if args["dry_run"]:                                    # It is always a run of its own.
+        args |= {"epochs": 1, "batch_size": 16, "limit": 32, "warmup_epochs": 0, "resume": ""}
     return argparse.Namespace(**args)
 
 
@@ -486,13 +520,18 @@ def batches(data, args, epoch):
 
 
 def cli(main):
-    """Run a script's main.  Ctrl-C, a closed pipe or a failed write end it with one sentence."""
+    """Run a script's main.  Ctrl-C, a closed pipe, a full disk or memory end it in one sentence."""
+    for name in ("stdout", "stderr"):                      # They may be closed, or lack letters.
+        setattr(sys, name, getattr(sys, name) or open(os.devnull, "w"))
+        getattr(sys, name).reconfigure(errors="backslashreplace")
     try:
-        main()
+        return main()
     except KeyboardInterrupt:
-        fail("stopped; finished epochs are saved, and --resume RUN_FOLDER continues the run")
-    except OSError as e:
-        fail(e)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)       # A second Ctrl-C would cut this off.
+        why = "stopped"
+    except (OSError, MemoryError, torch.cuda.OutOfMemoryError) as e:
+        why = (str(e) or "out of memory").splitlines()[0]
+    fail(f"{why}{Log.hint}")
 
 
 def write(file, content):
@@ -522,21 +561,23 @@ def run_name(args):
 
 def new_folder(out, name):
     """Make the folder out/name, or out/name-2, -3, ... if it exists.  -> Path"""
-    folder, n = Path(out) / name, 1
+    folder, n = Path(out, name), 1
     while folder.exists():
-        n += 1
-        folder = Path(out) / f"{name}-{n}"
+        folder, n = Path(out, f"{name}-{n + 1}"), n + 1
     folder.mkdir(parents=True)
     return folder
 
 
 def load_run(folder, model=None, optimizer=None):
-    """What Log.row saved in a run's folder.  Model and optimizer, if given, take their states."""
+    """What a Log saved in a run's folder: args, tables, model, optimizer.  Model and optimizer, if
+    given, take their states.  Learning rates and weight decay stay those of the optimizer given."""
     try:
         saved = torch.load(Path(folder) / "last.pt", map_location="cpu", weights_only=True)
-        for name, part in (("model", model), ("optimizer", optimizer)):
-            if part is not None:
-                part.load_state_dict(saved[name])
+        saved |= json.loads((Path(folder) / "args.json").read_text(encoding="utf-8"))
+        if model is not None:
+            model.load_state_dict(saved["model"])
+            state = {"state": saved["optimizer"]["state"]}
+            optimizer.load_state_dict(optimizer.state_dict() | state)
         return {name: saved[name] for name in ("args", "tables", "model", "optimizer")}
     except Exception as e:                     # A bad file may raise any of many kinds.
         fail(f"{folder} is no run folder, or its last.pt does not fit ({str(e).splitlines()[0]})")
@@ -545,7 +586,8 @@ def load_run(folder, model=None, optimizer=None):
 class Log:
     """The run's folder: a new one, or that of --resume, from which it loads the net.
     history: a row (a dict) for each finished epoch, from 0 on.  tables: {name: rows} of all csv
-    files.  A script may add rows to its own tables before it calls `row`."""
+    files; a script may add to its own before it calls `row`."""
+    hint = ""                                              # how to continue the run begun last
 
     def __init__(self, args, model, optimizer, data):
         self.args, self.model, self.optimizer, self.names = args, model, optimizer, []
@@ -554,18 +596,24 @@ class Log:
             fail(f"--batch-size {args.batch_size} is larger than the {len(data.train_x)} images")
         if args.resume:
             self.folder = Path(args.resume)
-            self.tables = load_run(self.folder, model, optimizer)["tables"]
+            saved = load_run(self.folder, model, optimizer)
+            self.tables = saved["tables"]
+            args.epochs = max(args.epochs, len(self.tables["metrics"]) - 1)    # those done already
+            if args.epochs != saved["args"]["epochs"]:
+                print("The learning rate jumps, because it falls over the new number of epochs.")
         else:
             self.folder, self.tables = new_folder(args.out, run_name(args)), {"metrics": []}
         self.history = self.tables["metrics"]
-        write(self.folder / "args.json", json.dumps({"args": vars(args)}, indent=2))
+        colours = {"mean": data.mean.tolist(), "std": data.std.tolist()}  # to use the net elsewhere
+        write(self.folder / "args.json", json.dumps({"args": vars(args), **colours}, indent=2))
+        Log.hint = f"; python {args.script}.py --resume {shlex.quote(str(self.folder))} continues"
         print(f"{self.folder}: {len(data.train_x)} training images, {data.train_x.device}, "
               f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
 
     def row(self, epoch, loss=math.nan, seconds=0.0, **columns):
         """Print an epoch's row, and save it with the net.  loss: the epoch's mean.  seconds: of its
         training alone.  A nan ends the run, and last.pt keeps the epoch before."""
-        finite = all(p.isfinite().all() for p in self.model.parameters())
+        finite = all(value.isfinite().all() for value in self.model.state_dict().values())
         if epoch and not (finite and math.isfinite(loss)):
             fail(f"numbers are nan or infinite in epoch {epoch}: try --lr below {self.args.lr}")
         seconds += self.history[-1]["seconds"] if self.history else 0
@@ -574,37 +622,31 @@ class Log:
                "lr": self.optimizer.param_groups[0]["lr"], "loss": loss, **columns}
         row |= {} if "verdict_P" in row else {"verdict": verdict(row)}
         short = {"images_per_second": "img/s", "covariance": "cov", "effective_rank": "rank"}
-        names = [f"{short.get(name, name):>8}" for name in row]
-        cells = [f"{x:.4g}".replace("nan", "") if type(x) is float else x for x in row.values()]
-        if names != self.names:
-            print(*names)
-            self.names = names
-        print(*(f"{cell:>{len(name)}}" for cell, name in zip(cells, names)), flush=True)
+        cells = {f"{short.get(name, name):>8}": f"{x:.4g}".replace("nan", "") if type(x) is float
+                 else x for name, x in row.items() if not name.startswith("dead")}
+        if verdict(row) in ("complete", "dead"):
+            cells["    rank"] = "-"                        # A point has no rank.
+        if [*cells] != self.names:
+            print(*cells)
+            self.names = [*cells]
+        print(*(f"{cell:>{len(name)}}" for name, cell in cells.items()), flush=True)
         self.history.append(row)
         for name, rows in self.tables.items():
             write_csv(self.folder / f"{name}.csv", rows)
         write(self.folder / "backbone.pt", self.model.encoder.backbone.state_dict())
-        write(self.folder / "last.pt", {
-            "args": vars(self.args), "tables": self.tables, "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict()})
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        write(self.folder / "last.pt", state | {"tables": self.tables})
 
     def finish(self, **found):
-        """Write result.json: the last row and what is found at the end, without nan."""
+        """Write result.json: the last row and what is found at the end, without nan; curves.png."""
         found["knn_untrained"] = self.history[0].get("knn", math.nan)
         result = {k: v for k, v in {**self.history[-1], **found}.items() if v == v}
         write(self.folder / "result.json", json.dumps(result, indent=2))
-        self.draw()
+        figure = Figure(figsize=(14, 3.4), layout="constrained")
+        figure.suptitle(f"collapse: {result['verdict']}")
+        for axis, key in zip(figure.subplots(1, 4), ("loss", "m_o", "effective_rank", "knn")):
+            axis.plot([row.get(key, math.nan) for row in self.history], ".-")
+            axis.set(title=key, xlabel="epoch", ylim=(None if key == "loss" else 0, None))
+        figure.savefig(self.folder / "curves.png")
         probe = f"; linear probe {result['linear']:.1f} %" if "linear" in result else ""
         print(f"collapse: {result['verdict']}{probe}")
-
-    def draw(self):
-        """Draw the loss and four of the columns over the epochs, in curves.png."""
-        figure = Figure(figsize=(14, 3.2), layout="constrained")
-        panels = {"loss": ["loss"], "collapsed if std is 0 or m_o is 1": ["std", "m_o"],
-                  "effective rank": ["effective_rank"], "kNN accuracy (%)": ["knn"]}
-        for axis, (title, keys) in zip(figure.subplots(1, 4), panels.items()):
-            for key in keys:
-                axis.plot([row.get(key, math.nan) for row in self.history], ".-", label=key)
-            axis.set(title=title, xlabel="epoch", ylim=(None if title == "loss" else 0, None))
-        figure.axes[1].legend()
-        figure.savefig(self.folder / "curves.png")

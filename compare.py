@@ -40,7 +40,9 @@ TITLES = {"std": "std (0: complete collapse)", "m_o": "m_o (1: complete collapse
           "knn": "kNN accuracy (%)", "knn_weak": "kNN, weak label (%)",
           "linear": "linear probe (%)", "linear_weak": "linear probe, weak label (%)",
           "r": "eigenvalues of r", "z": "eigenvalues of z", "index": "number of the eigenvalue"}
-LINES = {"none": "-", "dimensional": "-.", "complete": "--"}
+LINES = {"none": "-", "dimensional": "-.", "complete": "--", "dead": ":"}
+# Settings that do not change what a run computes, or only where
+NO_DIFFERENCE = ("seed", "out", "resume", "device", "eval_every", "n_images", "label", "compile")
 # label: of the run's row in the table.  argv: flags of the script.  folder: where the run is put.
 Job = namedtuple("Job", "label seed script argv folder")
 
@@ -49,12 +51,29 @@ Job = namedtuple("Job", "label seed script argv folder")
 
 def make_parser(file, doc):
     """A parser for our own flags.  Its parse_known_args also returns those of the script."""
-    parser = argparse.ArgumentParser(Path(file).name, description=doc,
+    parser = argparse.ArgumentParser(Path(file).name, description=doc, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", default="0", help="seeds to train with, such as 0,1,2")
     parser.add_argument("--jobs", type=int, default=1, help="number of runs at the same time")
     parser.add_argument("--out", default="runs", help="folder for the runs and their comparison")
     return parser
+
+
+def split(argv):
+    """The words of the command line; --flag=value is two."""
+    words = sys.argv[1:] if argv is None else argv
+    return [part for word in words
+            for part in (word.split("=", 1) if word.startswith("--") else [word])]
+
+
+def check(words, argv):
+    """End the program if a word would be ignored.  words: a script or a table, and its flags"""
+    for word, before in zip(words[1:], words):
+        if not word.startswith("--") and not before.startswith("--"):
+            common.fail(f"cannot read {word!r}: write values without spaces, such as 0.1,0.4")
+    for word in argv:
+        if "" in word.split(",") or word.startswith("--") and argv.count(word) > 1:
+            common.fail(f"{word!r} has an empty value or is given twice")
 
 
 def product_of(words):
@@ -75,14 +94,14 @@ def plan(rows, seeds, folder):
         if not hasattr(module, "parse"):
             common.fail(f"{script} cannot be compared: run it by itself")
         out = folder / re.sub(r"[^\w.+-]+", "_", label)
-        for seed in seeds.split(","):
+        for seed in dict.fromkeys(seeds.split(",")):
             argv = [*flags, "--seed", seed, "--out", str(out)]
             args = module.parse(argv)
             job, saved = Job(label, seed, script, argv, out / common.run_name(args)), vars(args)
             if (job.folder / "last.pt").exists():
                 saved = json.loads((job.folder / "args.json").read_text())["args"]
             other = [name for name, value in vars(args).items() if saved.get(name) != value
-                     and name not in ("out", "resume", "device", "eval_every", "n_images")]
+                     and name not in NO_DIFFERENCE]
             if other:
                 common.fail(f"{job.folder} has another {', '.join(other)}: choose another --out")
             jobs.append(job)
@@ -188,17 +207,20 @@ def draw(records, columns, name):
     for i, (label, runs) in enumerate(rows.items()):
         verdicts = Counter(record.get(verdict, record["verdict"]) for record in records
                            if record["label"] == label)
-        style = {"color": f"C{i % 6}", "linestyle": LINES[verdicts.most_common(1)[0][0]]}
+        word = verdicts.most_common(1)[0][0]
+        style = {"color": f"C{i % 6}", "linestyle": LINES[word],
+                 "label": f"{label} (dead)" if word == "dead" else label}
         for axis, column in zip(axes[i // 6], columns):
             values = torch.tensor([[row.get(column, math.nan) for row in run] for run in runs])
             if column == "effective_rank" and name == "metrics.csv":
                 # If all images are one point, this rank is only that of the noise around it.
-                m_o = torch.tensor([[row.get("m_o", 0) for row in run] for run in runs])
-                values[m_o >= 0.95] = math.nan
+                point = [[common.verdict(row) in ("complete", "dead") for row in run]
+                         for run in runs]
+                values[torch.tensor(point)] = math.nan
             mean, spread = values.mean(0), values.std(0, correction=min(1, len(runs) - 1))
             shown = ~mean.isnan()                          # Some epochs have no kNN.
             at = torch.tensor([row[x] for row in runs[0]])[shown]
-            axis.plot(at, mean[shown], label=label, **style)
+            axis.plot(at, mean[shown], **style)
             axis.fill_between(at, (mean - spread)[shown], (mean + spread)[shown],
                               color=style["color"], alpha=0.15)
             axis.set(xlabel=TITLES.get(x, x), title=TITLES.get(column, column),
@@ -217,23 +239,38 @@ def report(folder, records, text, figure):
 
 
 def finished(words):
-    """Jobs of the finished runs.  Other folders, such as earlier comparisons, are left out."""
-    runs = [Path(word).resolve() for word in words if Path(word, "result.json").exists()]
+    """Jobs of the finished runs.  Other folders, such as earlier comparisons, are left out.
+    A label says in which settings a run differs from the others of its script."""
+    runs = [Path(word) for word in words if Path(word, "result.json").exists()]
     if not runs or not all(Path(word).is_dir() for word in words):
         common.fail(f"neither a script nor finished runs: {' '.join(words) or 'see --help'}")
-    parent = os.path.commonpath([run.parent for run in runs])
-    return [Job(str(run.relative_to(parent)), "", "", [], run) for run in runs]
+    saved, jobs = {run: json.loads((run / "args.json").read_text())["args"] for run in runs}, []
+    for run, args in saved.items():
+        others = [other for other in saved.values() if other["script"] == args["script"]]
+        differ = [f"{name} {value}" for name, value in args.items() if name not in NO_DIFFERENCE
+                  and any(other.get(name) != value for other in others)]
+        label = ", ".join([args["script"], *differ])
+        if any(job.label == label and job.seed == str(args["seed"]) for job in jobs):
+            label = f"{label} ({run})"                     # the same run once more
+        jobs.append(Job(label, str(args["seed"]), "", [], run))
+    return jobs
 
 
 def main(argv=None):
     parser = make_parser(__file__, __doc__)
     parser.add_argument("--csv", default="metrics.csv", help="csv file to draw (metrics.csv)")
     parser.add_argument("--curves", default="std,m_o,effective_rank,knn", help="columns to draw")
+    argv = split(argv)
     own, words = parser.parse_known_args(argv)
-    if words and words[0].endswith(".py") and (HERE / words[0]).exists():
+    if words and words[0].endswith(".py"):
+        check(words, argv)
+        script = Path(words[0])
+        elsewhere = script.exists() and script.resolve().parent != HERE
+        if elsewhere or not (HERE / script.name).exists():
+            common.fail(f"{script} is no script beside compare.py")
         flags = [word[2:] for word in words if word.startswith("--")]
-        folder = Path(own.out, "-".join([Path(words[0]).stem, *flags]))
-        jobs = plan(product_of(words), own.seed, folder)
+        folder = Path(own.out, "-".join([script.stem, *flags]))
+        jobs = plan(product_of([script.name, *words[1:]]), own.seed, folder)
         failed = train_all(jobs, own.jobs)
     else:
         folder, jobs, failed = Path(own.out, "compared"), finished(words), ""
@@ -243,7 +280,8 @@ def main(argv=None):
         figure = draw(records, own.curves.split(","), own.csv)
         report(folder, records, markdown(records, columns), figure)
     print(failed, end="")
-    raise SystemExit(1 if failed else 0)
+    if failed:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

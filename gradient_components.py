@@ -265,7 +265,7 @@ def main(argv=None):
         z, of_P = torch.cat([z1, z2]), common.collapse_metrics(torch.cat([p1, p2]))
         metrics = common.measure(model.encoder, data, args, epoch, z)
         log.row(epoch, mean_loss, seconds, **metrics, std_P=of_P["std"], m_o_P=of_P["m_o"],
-                effective_rank_P=of_P["effective_rank"])
+                effective_rank_P=of_P["effective_rank"], dead_P=of_P["dead"])
     others = [i for i, name in enumerate(loss_names) if name != loss_names[-1]]
     first = max(others, default=-1) + 1                    # epochs before the last loss begins
     draw(log, first).savefig(log.folder / "steps.png")
@@ -317,7 +317,7 @@ def summary(log, first):
     names = [key for key in end[0] if key not in last and key != "step"]
     found = {key: sum(row[key] for row in end) / len(end) for key in names}
     phase = rows[log.steps * first:]
-    of_P = {"m_o": last["m_o_P"], "effective_rank": last["effective_rank_P"]}
+    of_P = {name: last.get(f"{name}_P", 0) for name in ("m_o", "effective_rank", "dead")}
     return found | {
         "m_o_before": phase[0]["m_o"], "m_r_before": phase[0]["m_r"],
         "m_r_highest": max(row["m_r"] for row in phase),

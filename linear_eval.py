@@ -25,11 +25,13 @@ def main(argv=None):
     parser.add_argument("--epochs", type=int, default=100, help="epochs of the probe")
     parser.add_argument("--lr", type=float, default=0.1, help="learning rate of the probe")
     parser.add_argument("--batch-size", type=int, default=256, help="batch size of the probe")
-    parser.add_argument("--device", default=common.FLAGS["device"][0])
+    parser.add_argument("--data", help="where the images are, if it is not where they were")
+    parser.add_argument("--device", default=common.FLAGS["device"][0], help="cpu, cuda or mps")
     flags = parser.parse_args(argv)
 
     saved = common.load_run(flags.run)
     args = argparse.Namespace(**saved["args"] | {"device": flags.device})
+    args.data = flags.data or args.data
     # setup takes the run's seed, so the model below begins as the net that the run started from.
     device = common.setup(args)
     data = common.load_data(args.data, args.data_dir, args.size, device, args.limit)

@@ -28,7 +28,7 @@ from tables import CLAIMS, TABLES, THEORY, AsGood              # noqa: E402
 DIGITS = {"seconds": 0, "alive_r": 0, "alive_z": 0, "test_auc_r": 3, "align": 3,
           "commutator": 3, "asymmetry": 3, "cos_bias": 3, "b": 3, "b_theory": 3, "b_cos": 3,
           "covariance": 4, "E_mean": 4, "E_mean_1": 4}
-COLORS = {"none": "#08519c", "dimensional": "#fd8d3c", "complete": "#b10026"}
+COLORS = {"none": "#08519c", "dimensional": "#fd8d3c", "complete": "#b10026", "dead": "black"}
 
 
 # ------------------------------------------------------------------------------------------- claims
@@ -169,8 +169,10 @@ def draw_points(records, x, y, left_out=""):
         axis.annotate(label, at, (1.04, (i + 0.5) / len(points)), va="center", color=color,
                       textcoords="axes fraction", fontsize=9,
                       arrowprops={"arrowstyle": "-", "color": "0.7", "relpos": (0, 0.5)})
+    dead = any(record["verdict"] == "dead" for record in records)
     for verdict, color in COLORS.items():
-        axis.plot([], [], "o", color=color, label=f"collapse: {verdict}")
+        if verdict != "dead" or dead:
+            axis.plot([], [], "o", color=color, label=f"collapse: {verdict}")
     figure.legend(loc="outside lower center", ncols=3, fontsize=9)
     ranks = torch.tensor([point[:2] for point in points]).argsort(0).argsort(0).double()
     axis.set(xlabel=compare.TITLES.get(x, x), ylabel=compare.TITLES.get(y, y))
@@ -226,6 +228,7 @@ def main(argv=None):
     parser.add_argument("--only", default="", help="train these rows alone, such as naive,mirror")
     parser.add_argument("--save", action="store_true", help="put the runs into results/")
     parser.add_argument("--fill", action="store_true", help="fill the pages from the csv files")
+    argv = compare.split(argv)
     own, words = parser.parse_known_args(argv)
     if own.fill:
         return fill_pages()
@@ -234,6 +237,7 @@ def main(argv=None):
     name, *flags = words
     if name not in TABLES:
         common.fail(f"there is no table {name}: python results/reproduce.py lists them")
+    compare.check(words, argv)
     table = TABLES[name]
     stem = f"{name}.{Path(own.data).name}" if own.data else name
     rows = rows_of(table, own.data, flags)
@@ -253,7 +257,8 @@ def main(argv=None):
         if own.save:
             save(stem, table, records, figure)
     print(failed, end="")
-    raise SystemExit(1 if failed else 0)
+    if failed:
+        raise SystemExit(1)
 
 
 def list_tables():

@@ -130,7 +130,10 @@ KNOBS = {
     "predictor's rate decays too": "--pred-schedule cosine", "predictor frozen": "--pred-lr 1e-9",
     "no BN in the predictor": "--no-pred-bn",
     "no BN in the projector": "--no-proj-bn --final-bn none", "no final BN": "--final-bn none",
+    "affine final BN": "--final-bn affine",
     "batch 16": "--batch-size 16", "batch 256": "--batch-size 256 --warmup-epochs 2",
+    "batch 512": "--batch-size 512 --warmup-epochs 2",
+    "batch 512 (rate not scaled)": "--batch-size 512 --warmup-epochs 2 --lr 0.05",
     "no weight decay": "--weight-decay 0", "crops from 8 %": "--min-scale 0.08",
     "crops from 60 %": "--min-scale 0.6", "no colour jitter": "--jitter-p 0",
     "Adam (rate 1e-3)": "--optimizer adam --lr 4e-3", "no stop-gradient": "--no-stopgrad",
@@ -206,6 +209,9 @@ TABLES = {
         Row("ema 0", "--ema 0", "Zhang, 1", "no collapse", learns),
         *(Row(f"ema {m}", f"--ema {m}") for m in (0.5, 0.9, 0.98)),
         Row("ema 1 (frozen)", "--ema 1")]),
+    "slow-target": Table("tian", "Can a fast predictor replace a slow target?", 15, "byol.py", [
+        Row(f"ema {ema} (predictor's rate x {rate})", f"--ema {ema} --pred-lr {rate}")
+        for ema in (0, 0.95) for rate in (0.1, 1, 10)]),
     "mirror": Table("zhang", "Which Siamese nets collapse?", 25, MIRROR, [
         Row("simsiam", "--variant simsiam --final-bn none", "Zhang, Table 2", "66.62",
             not_complete),
