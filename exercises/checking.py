@@ -4,9 +4,13 @@ No solution stands here or in a check.py.  A check compares with a definition, w
 
     python check.py             prints a line for each function: it is right, or what differs
     python check.py --grade     prints points as JSON, one for each function that is right
+
+A notebook calls show and a_run.
 """
+import contextlib
 import json
 import sys
+from pathlib import Path
 
 import torch
 
@@ -89,6 +93,46 @@ def run(checks):
     return found
 
 
+def show(checks, *names):
+    """Check the functions of these names, or all of them, and print a line for each."""
+    print_lines(run({name: checks[name] for name in names or checks}))
+
+
+def print_lines(found):
+    width = max(map(len, found))
+    for name, why in found.items():
+        print(f"{name:{width}}  {why or 'right'}")
+
+
+@contextlib.contextmanager
+def a_run():
+    """A run in a notebook stands inside.  Say in one line what stops it, or show its pictures."""
+    try:
+        yield
+    except NotImplementedError as e:
+        print(f"The run stops here: {e}.  After you have written it, run its cell and this one.")
+        return
+    except KeyboardInterrupt:
+        print("You have stopped the run.  Its folder has the epochs that were finished.")
+        return
+    except SystemExit as e:
+        if e.code:                                         # compare.py ends with 0, which is right.
+            print('The run has ended.  The line with "error:" says why.')
+            return
+    pictures = sorted(Path("runs").glob("*/*.png"), key=lambda file: file.stat().st_mtime)
+    if pictures:
+        show_pictures(pictures[-1].parent)
+
+
+def show_pictures(folder):
+    """Show all pictures in a run's folder.  Outside of a notebook print the names of the files."""
+    for file in sorted(folder.glob("*.png")):
+        print(file)
+        with contextlib.suppress(ImportError):
+            from IPython.display import Image, display
+            display(Image(str(file)))
+
+
 def main(checks, argv=None):
     found = run(checks)
     right = [name for name, why in found.items() if not why]
@@ -96,8 +140,6 @@ def main(checks, argv=None):
         points = {name: int(not why) for name, why in found.items()}
         print(json.dumps({"points": len(right), "of": len(found), "functions": points}))
     else:
-        width = max(map(len, found))
-        for name, why in found.items():
-            print(f"{name:{width}}  {why or 'right'}")
+        print_lines(found)
         print(f"{len(right)} of {len(found)} are right")
     raise SystemExit(0 if len(right) == len(found) else 1)

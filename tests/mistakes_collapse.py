@@ -85,11 +85,11 @@ MISTAKES = {
         ("exchanged", " / 2 + D(p2, z1.detach()) / 2", ""),
     ],
     "common.collapse_metrics": [
-        ("l2-normalised", "F.normalize(z.float().cpu(), dim=1)", "z.float()"),
+        ("l2-normalised", "F.normalize(z, dim=1)", "z"),
         ("sqrt(D)", "d**0.5 *", ""),
         ("diagonal", " - cov.diagonal().square().sum()", ""),
         ("exp of the entropy", ".exp()", ""),
-        ("z itself has changed", "(z.float()", "(z.mul_(2).float()"),
+        ("z itself has changed", "z.float()", "z.mul_(2).float()"),
         ("length is squared", "o.norm()", "o.norm() ** 2"),
         ("mean of the roots", "Z.std(0).mean()", "Z.var(0).mean().sqrt()"),
         ("divided by their sum", " / eig.clamp(min=1e-12).sum()", ""),

@@ -15,7 +15,6 @@ MISTAKES = {
         ("Pa of the second Letters: a and b are exchanged", "P2, P1, o_z", "P1, P2, o_z"),
         ("to the losses", "dim=1)", "dim=1).detach()"),
         ("o_z of the first Letters is detached", "Z2]).mean(0)", "Z2]).mean(0).detach()"),
-        ("largest difference", "F.normalize(v.float(), dim=1)", "v.float() / v.float().norm()"),
     ],
     "gradient_components.components": [
         ("simsiam: basic: this is Z_b", "= v.Pb", "= v.Zb"),
@@ -40,7 +39,6 @@ MISTAKES = {
         ("infonce: o_e: 1 / tau", "-v.o_z / tau", "-v.o_z"),
         ("the mean of G_e with its weights", "-v.o_z / tau", "(-lam @ v.Zb / tau).mean(0)"),
         ("infonce: o_e: this has the mean of Z_b", "-v.o_z / tau", "-v.Zb.mean(0) / tau"),
-        ("largest difference", "v.Zb.T / tau", "v.Zb.T / tau**2"),
         ("at tau = 0.8", "/ tau", "* 2"),
     ],
     "gradient_components.surrogate": [
@@ -63,7 +61,6 @@ MISTAKES = {
         ("changes nothing", 'without in ("none", "r_e")', "True", 'without in ("none", "o_e")',
          "True"),
         ("+= changes basic", "t = t + o_e", "t += o_e"),
-        ("largest difference", "t.detach()", "t.detach() ** 2"),
         ("with other arguments", "(kind, v, tau)", '("infonce", v, 0.5)'),
     ],
     "gradient_components.decorrelation_loss": [

@@ -21,7 +21,6 @@ MISTAKES = {
         ("1 - beta is where", "beta *", "(1 - beta) *"),
         ("dW_a: weight decay is in it", "(W - W_a)", "(W - W_a) - eta * W_a"),
         ("this is minus the gradient of J", "beta * (W - W_a)", "W_p @ W @ X - W_a @ (X + X_aug)"),
-        (DIFFERENT, "(W - W_a)", "W"),
         ("nothing is returned", "return flow", ""),
     ],
     "toy_dynamics.no_predictor": [
@@ -32,7 +31,6 @@ MISTAKES = {
         ("the weight decay -eta W is missing", " - eta * W", ""),
         ("X is in it", "X_aug", "(torch.eye(3) + X_aug)"),
         ("a tuple of 1", ",)", ")"),
-        (DIFFERENT, "-W @ X_aug - eta", "-eta"),
         (DIFFERENT, "eta", "0.3"),
     ],
     "toy_dynamics.decoupled": [
@@ -54,7 +52,6 @@ MISTAKES = {
         ("torch.where can", EMA,
          "0 * s if torch.isinf(beta) else beta * (1 - tau) - tau * ds / (2 * s)"),
         ("dp: the weight decay -eta p is missing", " - eta * p", ""),
-        (DIFFERENT, "- eta * p", "+ eta"),
     ],
     "toy_dynamics.fixed_points": [
         ("the root of a negative number", "if discriminant < 0", "if False"),
@@ -84,7 +81,6 @@ MISTAKES = {
         ("mean and variance are detached", "x.mean", "x.detach().mean", "x.var", "x.detach().var"),
         ("the variance is detached", "x.var", "x.detach().var"),
         ("the mean is detached", "x.mean", "x.detach().mean"),
-        (DIFFERENT, "return x.clamp(-1, 1)"),
     ],
     "toy_patch.phi": [
         ("the cube is missing", " ** 3", ""),
@@ -99,7 +95,6 @@ MISTAKES = {
         ("it is transposed", "sum(1)", "sum(1).T"),
         ("W gets no gradient", "sum(1)", "sum(1).detach()"),
         ("has the shape", "sum(1)", "sum(2)"),
-        (DIFFERENT, "sum(1)", "sum(1) + 1"),
     ],
     "toy_landscape.spectral": [
         ("the 2 before", "-2 * ", "-"),
@@ -114,7 +109,6 @@ MISTAKES = {
         ("with itself", "f @ f2.T", "f @ f.T"),
         ("transposed", "f @ f2.T", "f.T @ f2"),
         ("is detached", "f2", "f2.detach()"),
-        (DIFFERENT, "return (f - f2).square().sum(1).mean()"),
     ],
     "toy_landscape.B_spectral": [
         ("not symmetric", "M + M.T", "2 * M"),
@@ -126,7 +120,6 @@ MISTAKES = {
         ("a sum over the batch", " / len(x)", ""),
         ("the means are subtracted", "len(x)", "len(x) - torch.outer(x.mean(0), x2.mean(0))"),
         ("one view with itself", "x.T @ x2", "x.T @ x"),
-        (DIFFERENT, "x.T @ x2", "x.T @ x2 @ x.T @ x2"),
         ("has the shape [N, N]: B", "x.T @ x2", "x @ x2.T"),
     ],
     "toy_landscape.rank_of_theory": [

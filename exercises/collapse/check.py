@@ -26,6 +26,11 @@ def distance(p, z):
     return -sum(map(cosine, p, z)) / len(p)
 
 
+def both(p1, target1, p2, target2):
+    """The mean of the distances in the two directions"""
+    return (distance(p1, target1) + distance(p2, target2)) / 2
+
+
 BIAS = [0.3, -0.2, 0.5, 0.1]
 
 
@@ -134,19 +139,19 @@ def check_D():
 
 
 def of_simsiam(z1, z2, t1, t2, W, V, U, Q):
-    return distance(linear(W, z1), t2) / 2 + distance(linear(W, z2), t1) / 2
+    return both(linear(W, z1), t2, linear(W, z2), t1)
 
 
 def of_no_stopgrad(z1, z2, t1, t2, W, V, U, Q):
-    return distance(linear(W, z1), z2) / 2 + distance(linear(W, z2), z1) / 2
+    return both(linear(W, z1), z2, linear(W, z2), z1)
 
 
 def of_mirror(z1, z2, t1, t2, W, V, U, Q):
-    return distance(z1, linear(W, t2)) / 2 + distance(z2, linear(W, t1)) / 2
+    return both(z1, linear(W, t2), z2, linear(W, t1))
 
 
 def of_symmetric(z1, z2, t1, t2, W, V, U, Q):
-    return distance(linear(W, z1), linear(V, t2)) / 2 + distance(linear(W, z2), linear(V, t1)) / 2
+    return both(linear(W, z1), linear(V, t2), linear(W, z2), linear(V, t1))
 
 
 def of_naive(z1, z2, t1, t2, W, V, U, Q):
@@ -154,14 +159,14 @@ def of_naive(z1, z2, t1, t2, W, V, U, Q):
 
 
 def of_normalised(z1, z2, t1, t2, W, V, U, Q):
-    return distance(linear(W, unit(z1)), t2) / 2 + distance(linear(W, unit(z2)), t1) / 2
+    return both(linear(W, unit(z1)), t2, linear(W, unit(z2)), t1)
 
 
 def of_inverse(z1, z2, t1, t2, W, V, U, Q):
-    trains_h = distance(linear(W, t1), t2) / 2 + distance(linear(W, t2), t1) / 2
-    trains_h_inv = sum(distance(linear(U, linear(V, t)), t) / 2 for t in (t1, t2))
-    trains_f = (distance(linear(W, z1), linear(Q, linear(V, t2))) / 2 +
-                distance(linear(W, z2), linear(Q, linear(V, t1))) / 2)
+    trains_h = both(linear(W, t1), t2, linear(W, t2), t1)
+    trains_h_inv = both(linear(U, linear(V, t1)), t1, linear(U, linear(V, t2)), t2)
+    target1, target2 = linear(Q, linear(V, t1)), linear(Q, linear(V, t2))
+    trains_f = both(linear(W, z1), target2, linear(W, z2), target1)
     return trains_h + trains_h_inv + trains_f
 
 
@@ -173,13 +178,13 @@ def check_simsiam():
         "there is no stop-gradient: the targets z1 and z2 have to be detached": of_no_stopgrad,
         "the stop-gradient is on p, but it belongs to the target z":
             lambda z1, z2, t1, t2, W, V, U, Q:
-                distance(linear(V, t1), z2) / 2 + distance(linear(V, t2), z1) / 2,
+                both(linear(V, t1), z2, linear(V, t2), z1),
         "z is detached before h, so that f, which should learn, gets no gradient":
             lambda z1, z2, t1, t2, W, V, U, Q:
-                distance(linear(W, t1), t2) / 2 + distance(linear(W, t2), t1) / 2,
+                both(linear(W, t1), t2, linear(W, t2), t1),
         "p1 is compared with z1, but its target is z2, of the other view":
             lambda z1, z2, t1, t2, W, V, U, Q:
-                distance(linear(W, z1), t1) / 2 + distance(linear(W, z2), t2) / 2,
+                both(linear(W, z1), t1, linear(W, z2), t2),
         ONE: lambda z1, z2, t1, t2, W, V, U, Q: distance(linear(W, z1), t2),
         "the target is p2: that is the loss `symmetric`": of_symmetric})
 
@@ -199,7 +204,7 @@ def check_naive():
         "one of the two is detached, so that the gradient is half of what it should be":
             lambda z1, z2, t1, t2, *h: distance(z1, t2),
         "both directions have a stop-gradient, which halves the gradient":
-            lambda z1, z2, t1, t2, *h: distance(z1, t2) / 2 + distance(z2, t1) / 2},
+            lambda z1, z2, t1, t2, *h: both(z1, t2, z2, t1)},
         predictions=False)
 
 
@@ -208,14 +213,14 @@ def check_mirror():
         "this is SimSiam's loss: in `mirror` f learns on the path without predictor": of_simsiam,
         "p is detached, so that h learns nothing: detach z before h instead":
             lambda z1, z2, t1, t2, W, V, U, Q:
-                distance(z1, linear(V, t2)) / 2 + distance(z2, linear(V, t1)) / 2,
+                both(z1, linear(V, t2), z2, linear(V, t1)),
         "there is no stop-gradient: z has to be detached before it enters h":
             lambda z1, z2, t1, t2, W, V, U, Q:
-                distance(z1, linear(W, z2)) / 2 + distance(z2, linear(W, z1)) / 2,
+                both(z1, linear(W, z2), z2, linear(W, z1)),
         ONE: lambda z1, z2, t1, t2, W, V, U, Q: distance(z1, linear(W, t2)),
         "z1 is detached too, so that f learns nothing":
             lambda z1, z2, t1, t2, W, V, U, Q:
-                distance(t1, linear(W, t2)) / 2 + distance(t2, linear(W, t1)) / 2})
+                both(t1, linear(W, t2), t2, linear(W, t1))})
 
 
 def check_symmetric():
@@ -228,8 +233,7 @@ def check_symmetric():
             lambda z1, z2, t1, t2, W, V, U, Q: distance(linear(W, z1), linear(W, z2)),
         "z is detached, but not p, so that the path of the target trains h":
             lambda z1, z2, t1, t2, W, V, U, Q:
-                distance(linear(W, z1), linear(W, t2)) / 2 +
-                distance(linear(W, z2), linear(W, t1)) / 2})
+                both(linear(W, z1), linear(W, t2), linear(W, z2), linear(W, t1))})
 
 
 def check_inverse():
@@ -237,9 +241,6 @@ def check_inverse():
         """-> {a mistake, in words: a function that adds the three terms with this mistake}"""
         p1, p2, q1, q2 = linear(W, z1), linear(W, z2), linear(V, t1), linear(V, t2)
         target1, target2 = linear(Q, q1), linear(Q, q2)
-
-        def both(a1, b1, a2, b2):
-            return distance(a1, b1) / 2 + distance(a2, b2) / 2
         h = both(linear(W, t1), t2, linear(W, t2), t1)
         h_inv = both(linear(U, q1), t1, linear(U, q2), t2)
         last = both(p1, target2, p2, target1)
@@ -282,14 +283,13 @@ def check_bias():
         ONE: lambda z1, z2, t1, t2, W, V, U, Q: distance(linear(W, unit(z1)), t2),
         "the input of h is normalised over the wrong axis: a row is an image":
             lambda z1, z2, t1, t2, W, V, U, Q:
-                distance(linear(W, columns_unit(z1)), t2) / 2 +
-                distance(linear(W, columns_unit(z2)), t1) / 2,
+                both(linear(W, columns_unit(z1)), t2, linear(W, columns_unit(z2)), t1),
         "the input of h is detached, so that f learns nothing":
             lambda z1, z2, t1, t2, W, V, U, Q:
-                distance(linear(W, unit(t1)), t2) / 2 + distance(linear(W, unit(t2)), t1) / 2,
+                both(linear(W, unit(t1)), t2, linear(W, unit(t2)), t1),
         "there is no stop-gradient: the targets z1 and z2 have to be detached":
             lambda z1, z2, t1, t2, W, V, U, Q:
-                distance(linear(W, unit(z1)), z2) / 2 + distance(linear(W, unit(z2)), z1) / 2})
+                both(linear(W, unit(z1)), z2, linear(W, unit(z2)), z1)})
 
 
 def metrics(z, root=True, normalise=True, diagonal=False, logarithm=True, less=1, over=True,
