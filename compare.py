@@ -214,7 +214,7 @@ def draw(records, columns, name):
             values = torch.tensor([[row.get(column, math.nan) for row in run] for run in runs])
             if column == "effective_rank" and name == "metrics.csv":
                 # If all images are one point, this rank is only that of the noise around it.
-                point = [[common.verdict(row) in ("complete", "dead") for row in run]
+                point = [[row.get("m_o", 0) >= 0.95 or row.get("dead", 0) > 0.1 for row in run]
                          for run in runs]
                 values[torch.tensor(point)] = math.nan
             mean, spread = values.mean(0), values.std(0, correction=min(1, len(runs) - 1))

@@ -288,8 +288,8 @@ def main(argv=None):
         z = torch.cat([z1, z2])                            # Has the last batch's z collapsed?
         columns = head_metrics(model, z, p1, p2)
         if args.variant == "symmetric":                    # Its loss compares only p.
-            P = torch.cat([p1, p2])
-            columns["verdict_P"] = common.verdict(common.collapse_metrics(P))
+            of_P = common.collapse_metrics(torch.cat([p1, p2]))
+            columns["verdict_P"] = common.verdict(of_P)
         metrics = common.measure(model.encoder, data, args, epoch, z)
         log.row(epoch, mean_loss, seconds, **metrics, **columns)
     found = {}

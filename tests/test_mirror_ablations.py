@@ -218,8 +218,13 @@ def test_every_variant_runs(script, variant, capsys):
 @pytest.mark.parametrize("variant", ["symmetric", "simsiam"])
 def test_verdict_of_symmetric_is_of_what_its_loss_compares(variant, monkeypatch):
     """P has collapsed, Z has not."""
-    of_P = {"m_o_P": 0.99, "effective_rank_P": 30.0}
-    monkeypatch.setattr(M, "head_metrics", lambda *_: dict(of_P))
+    def of_P(net, z, p1, p2):
+        p1.fill_(1)                                        # The loop looks at p1 and p2 after this.
+        p2.fill_(1 + 1e-5)
+        p2[0] *= 1.1
+        p2[0, 0] = 0
+        return {}
+    monkeypatch.setattr(M, "head_metrics", torch.no_grad()(of_P))
     _, rows, result = trained(M, variant, "--final-bn", "noaffine", "--lr", "0.01")
     assert rows[1]["m_o"] < 0.9 and rows[1]["effective_rank"] > 5
     key, word = ("verdict_P", "complete") if variant == "symmetric" else ("verdict", "none")

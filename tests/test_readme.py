@@ -1,6 +1,7 @@
 """The pages' commands work as they stand; their links, tables and lists of files are whole."""
 import argparse
 import importlib
+import json
 import re
 import shlex
 import sys
@@ -119,13 +120,18 @@ def test_every_file_is_named_and_every_result_is_shown():
             assert re.search(shown, everything), f"{file.name} is shown nowhere"
 
 
-@pytest.mark.parametrize("code", [code for code in blocks("python", TEXT[README])
-                                  if "backbone.pt" in code])
-def test_the_backbone_goes_into_torchvisions_resnet(code, in_tmp):
-    saved = simsiam.build(simsiam.parse(["--data", "cifar10"])).encoder.backbone.state_dict()
-    Path("runs/simsiam-cifar10-s0").mkdir(parents=True)
-    torch.save(saved, "runs/simsiam-cifar10-s0/backbone.pt")
-    names = {"torch": torch, "torchvision": torchvision}
+def test_a_picture_goes_through_the_saved_backbone(in_tmp, photos):
+    """The snippet's features are those of torchvision's transforms and of the trained net."""
+    model = simsiam.main(["--dry-run"])
+    image = torchvision.transforms.functional.to_pil_image(photos[0])
+    image.save("picture.png")
+    code, = [code for code in blocks("python", TEXT[README]) if "backbone.pt" in code]
+    names = {}
     exec(code, names)
-    nets = [value for value in names.values() if isinstance(value, torch.nn.Module)]
-    assert nets and all(torch.equal(nets[0].state_dict()[key], saved[key]) for key in saved)
+    transforms = torchvision.transforms
+    saved = json.loads(Path("runs/simsiam-patches-s0/args.json").read_text())
+    x = transforms.Compose([transforms.ToTensor(),
+                            transforms.Normalize(saved["mean"], saved["std"])])(image)
+    with torch.no_grad():
+        by_hand = model.encoder.backbone.eval()(x[None])
+    assert torch.allclose(names["r"], by_hand, atol=1e-4) and by_hand.std() > 0
