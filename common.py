@@ -6,7 +6,6 @@ import io
 import json
 import math
 import os
-import shlex
 import signal
 import sys
 import zlib
@@ -511,12 +510,11 @@ def batches(data, args, epoch):
     """Full batches of random training images.  -> epochs done so far, a float; indices, int64 [B].
     The seed and the epoch determine order and augmentation, so a resumed run is the same."""
     n, seed = len(data.train_x), args.seed * 100_003 + epoch
-    steps = n // args.batch_size
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    order = order[:steps * args.batch_size].view(steps, -1).to(data.train_x.device)
+    order = order[:n - n % args.batch_size].view(-1, args.batch_size).to(data.train_x.device)
     torch.manual_seed(seed * 1009)                         # This seeds the augmentation.
     for i, chosen in enumerate(tqdm(order, f"epoch {epoch}", leave=False, disable=None)):
-        yield epoch - 1 + (i + 0.5) / steps, chosen
+        yield epoch - 1 + (i + 0.5) / len(order), chosen
 
 
 def cli(main):
@@ -576,8 +574,8 @@ def load_run(folder, model=None, optimizer=None):
         saved |= json.loads((Path(folder) / "args.json").read_text(encoding="utf-8"))
         if model is not None:
             model.load_state_dict(saved["model"])
-            state = {"state": saved["optimizer"]["state"]}
-            optimizer.load_state_dict(optimizer.state_dict() | state)
+            settings = {"param_groups": optimizer.state_dict()["param_groups"]}
+            optimizer.load_state_dict(saved["optimizer"] | settings)
         return {name: saved[name] for name in ("args", "tables", "model", "optimizer")}
     except Exception as e:                     # A bad file may raise any of many kinds.
         fail(f"{folder} is no run folder, or its last.pt does not fit ({str(e).splitlines()[0]})")
@@ -606,7 +604,7 @@ class Log:
         self.history = self.tables["metrics"]
         colours = {"mean": data.mean.tolist(), "std": data.std.tolist()}  # to use the net elsewhere
         write(self.folder / "args.json", json.dumps({"args": vars(args), **colours}, indent=2))
-        Log.hint = f"; python {args.script}.py --resume {shlex.quote(str(self.folder))} continues"
+        Log.hint = f'; python {args.script}.py --resume "{self.folder}" continues this run'
         print(f"{self.folder}: {len(data.train_x)} training images, {data.train_x.device}, "
               f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
 

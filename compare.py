@@ -59,21 +59,16 @@ def make_parser(file, doc):
     return parser
 
 
-def split(argv):
-    """The words of the command line; --flag=value is two."""
-    words = sys.argv[1:] if argv is None else argv
-    return [part for word in words
-            for part in (word.split("=", 1) if word.startswith("--") else [word])]
-
-
 def check(words, argv):
     """End the program if a word would be ignored.  words: a script or a table, and its flags"""
     for word, before in zip(words[1:], words):
-        if not word.startswith("--") and not before.startswith("--"):
-            common.fail(f"cannot read {word!r}: write values without spaces, such as 0.1,0.4")
-    for word in argv:
-        if "" in word.split(",") or word.startswith("--") and argv.count(word) > 1:
-            common.fail(f"{word!r} has an empty value or is given twice")
+        lone = not word.startswith("--") and not before.startswith("--")
+        if lone or "" in word.split(",") or word.startswith("--") and "=" in word:
+            common.fail(f"cannot read {word!r}: write values without spaces, as in --lr 0.1,0.4")
+    given = [word.split("=")[0] for word in (sys.argv[1:] if argv is None else argv)]
+    for word in given:
+        if word.startswith("--") and given.count(word) > 1:
+            common.fail(f"{word} is given twice")
 
 
 def product_of(words):
@@ -260,7 +255,6 @@ def main(argv=None):
     parser = make_parser(__file__, __doc__)
     parser.add_argument("--csv", default="metrics.csv", help="csv file to draw (metrics.csv)")
     parser.add_argument("--curves", default="std,m_o,effective_rank,knn", help="columns to draw")
-    argv = split(argv)
     own, words = parser.parse_known_args(argv)
     if words and words[0].endswith(".py"):
         check(words, argv)

@@ -176,6 +176,8 @@ def draw_points(records, x, y, left_out=""):
     figure.legend(loc="outside lower center", ncols=3, fontsize=9)
     ranks = torch.tensor([point[:2] for point in points]).argsort(0).argsort(0).double()
     axis.set(xlabel=compare.TITLES.get(x, x), ylabel=compare.TITLES.get(y, y))
+    if y == f"{x}_weak":
+        axis.set_xlabel(compare.TITLES[y].replace("weak", "strong"))
     if len(rows) > 9:                                      # With fewer it says nothing.
         axis.set_title(f"rank correlation {torch.corrcoef(ranks.T)[0, 1]:.2f}")
     if "rank" in x:
@@ -228,7 +230,6 @@ def main(argv=None):
     parser.add_argument("--only", default="", help="train these rows alone, such as naive,mirror")
     parser.add_argument("--save", action="store_true", help="put the runs into results/")
     parser.add_argument("--fill", action="store_true", help="fill the pages from the csv files")
-    argv = compare.split(argv)
     own, words = parser.parse_known_args(argv)
     if own.fill:
         return fill_pages()

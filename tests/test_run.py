@@ -136,7 +136,7 @@ def test_stopped_and_resumed_it_is_the_same_run(sent, uninterrupted, tmp_path, n
     error = process.communicate(timeout=60)[1]
     if sent == signal.SIGINT:                              # Ctrl-C
         assert process.returncode == 2 and error.count("\n") == 1
-        assert error.startswith("error: stopped; python simsiam.py --resume runs/")
+        assert error.startswith('error: stopped; python simsiam.py --resume "runs/')
     folder = tmp_path / FOLDER
     finished = len(common.load_run(folder)["tables"]["metrics"])
     assert finished >= epoch, f"killed {pause:.2f} s after epoch {epoch}"

@@ -187,7 +187,8 @@ def test_a_new_photo_does_not_move_the_others(in_tmp):
     assert before == {file for file in after if file.name not in ("00.png", "new.png")}
     assert 20 < len(before) < 60
     Path("pics").rename("moved")
-    assert {file.name for file, _ in common.find_images(Path("moved"))[1]} == {f.name for f in after}
+    moved = {file.name for file, _ in common.find_images(Path("moved"))[1]}
+    assert moved == {file.name for file in after}
 
 
 # ------------------------------------------------------------- a run's identity, and its records
@@ -198,7 +199,8 @@ def test_runs_are_told_apart_by_their_settings(run, capsys):
         saved = json.loads(Path(name, "args.json").read_text())
         saved["args"] |= changes
         Path(name, "args.json").write_text(json.dumps(saved))
-    for i, changes in enumerate(({"lr": 0.1}, {"lr": 0.1, "seed": 1}, {"lr": 0.1}, {"device": "x"})):
+    changed = {"lr": 0.1}, {"lr": 0.1, "seed": 1}, {"lr": 0.1}, {"device": "x"}
+    for i, changes in enumerate(changed):
         copy(f"{i}/run", **changes)
     jobs = compare.finished([str(run), "0/run", "1/run", "2/run", "3/run", "0/run"])
     assert [(job.label, job.seed) for job in jobs] == [
@@ -217,7 +219,7 @@ def stop_after(epoch, monkeypatch):
 def test_flags_beside_resume_are_recorded(run, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         stop_after(2, patch)
-        refused(capsys, "--resume 'a b/run'", simsiam.main,
+        refused(capsys, '--resume "a b/run"', simsiam.main,
                 ["--resume", str(run), "--epochs", "3", "--weight-decay", "0.5"])
     assert json.loads((run / "args.json").read_text())["args"]["epochs"] == 3
     simsiam.main(["--resume", str(run)])                   # the printed command
@@ -241,11 +243,11 @@ def test_what_a_flag_beside_resume_does(flags, said, epochs, kept, run, capsys):
 # ----------------------------------------------------------------------------- the last word wins
 
 @pytest.mark.parametrize("line, words", [
-    ("simsiam.py --lr 0.1, 0.4, 1.6", "'0.4,'"), ("simsiam.py --lr 0.1 0.4", "'0.4'"),
+    ("simsiam.py --lr 0.1, 0.4, 1.6", "'0.1,'"), ("simsiam.py --lr 0.1 0.4", "'0.4'"),
     ("simsiam.py --seed 0 1 2", "'1'"), ("simsiam.py --lr 0.1,", "'0.1,'"),
     ("simsiam.py --lr 0.1 --lr 0.4", "twice"), ("simsiam.py --seed 0 --seed 1", "twice"),
     ("simsiam.py byol.py", "'byol.py'"), ("/nowhere/none.py --lr 1", "no script"),
-    ("simsiam.py --lr=0.1 0.4", "'0.4'"), ("common.py --lr 1", "cannot be compared")])
+    ("simsiam.py --lr=0.1 0.4", "'--lr=0.1'"), ("common.py --lr 1", "cannot be compared")])
 def test_words_that_would_be_ignored(line, words, in_tmp, capsys):
     refused(capsys, words, compare.main, line.split())
     assert not Path("runs").exists()
@@ -257,7 +259,7 @@ def test_a_script_may_be_a_path(script, in_tmp, monkeypatch):
     monkeypatch.setattr(compare, "train_all", lambda todo, n: jobs.extend(todo) or "")
     if script.startswith("."):
         monkeypatch.chdir(ROOT)
-    compare.main([script, "--lr=0.1,0.4", "--seed", "0,0", "--out", str(in_tmp)])
+    compare.main([script, "--lr", "0.1,0.4", "--seed=0,0", "--out", str(in_tmp)])
     assert [job.label for job in jobs] == ["lr 0.1", "lr 0.4"]
 
 
