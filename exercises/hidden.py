@@ -20,7 +20,7 @@ HIDDEN = {
              ""),
             ("""\
     found = collapse_metrics(z)
-    r = extract_features(encoder.backbone, data.test_x[:500], data.mean, data.std)
+    r = extract_features(encoder.backbone, data.test_x[:args.batch_size], data.mean, data.std)
     found["dead"] = max(found["dead"], collapse_metrics(r)["dead"])
     return {**found, **evaluate(encoder, data, args, epoch)}
 """, """\
