@@ -163,7 +163,7 @@ def main(argv=None):
 
     for epoch in range(len(log.history), args.epochs + 1):
         start, losses = time.time(), []
-        for progress, chosen in common.batches(data, args, epoch):   # 3.42 epochs; images' indices
+        for progress, chosen in common.batches(data, args, epoch):   # such as 3.42; images' indices
             rate = common.cosine_lr(lr, progress, args.epochs, args.warmup_epochs)
             optimizer.param_groups[0]["lr"] = rate
             if args.label == "direct-random":

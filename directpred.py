@@ -213,7 +213,7 @@ def main(argv=None):
 
     for epoch in range(len(log.history), args.epochs + 1):
         start, losses = time.time(), []
-        for progress, chosen in common.batches(data, args, epoch):   # 3.42 epochs; images' indices
+        for progress, chosen in common.batches(data, args, epoch):   # such as 3.42; images' indices
             if args.schedule == "cosine":
                 rate = common.cosine_lr(lr, progress, args.epochs, args.warmup_epochs)
                 optimizer.param_groups[0]["lr"] = rate     # The other groups' rates stay constant.

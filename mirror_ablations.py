@@ -10,8 +10,8 @@ Mechanism of Prediction Head in Non-contrastive Self-supervised Learning", 2022 
     python mirror_ablations.py --variant mirror
     python results/reproduce.py mirror            trains all of them and shows them in one table
 
-On `patches` and two CPU cores a variant takes one to two minutes.  naive, no_stopgrad and mirror
-collapse in one epoch.  The others do not, but in symmetric all p become the same.  In most variants
+On `patches` and two CPU cores a variant takes one to four minutes.  naive, no_stopgrad and mirror
+collapse completely in one epoch.  In symmetric all p become the same.  In most variants
 f ends without a BatchNorm, because one could hide a collapse.  Where we differ from the papers: the
 settings for `patches` are ours.  We do not know Wen & Li's for images.  Zhang et al. print the last
 term of Algorithm 4 without /2, which would count the second view twice.
@@ -65,7 +65,7 @@ def variant(predictor=None, why="", **settings):
 
 
 def D(p, z):
-    """Minus the mean cosine similarity of p and z, [B, dim] -> scalar.  The caller detaches z."""
+    """Minus the mean cosine similarity of p and z, [B, dim] -> scalar.  It detaches nothing."""
     return -F.cosine_similarity(p, z, dim=1).mean()
 
 
@@ -114,7 +114,7 @@ def symmetric(net, z1, z2):
     return D(p1, p2.detach()) / 2 + D(p2, p1.detach()) / 2, p1, p2
 
 
-@variant(make_mlp, "h_inv has to keep up with h; p collapses if h has the rate of others, and on "
+@variant(make_mlp, "h_inv has to keep up with h; p collapses if h has a pred_lr of 10, and on "
          "one seed of three without BatchNorm", final_bn="noaffine", pred_lr=1.0, inverse_lr=10.0)
 def inverse(net, z1, z2):
     """As symmetric, but a second head, h_inv, learns to turn the target p back into z (Zhang et
@@ -168,8 +168,8 @@ class IdentityHead(nn.Module):
          "back to I", final_bn="noaffine", pred_weight_decay=5e-4)
 def identity(net, z1, z2):
     """SimSiam, but h is a matrix E that starts as I, and D a squared error behind a BatchNorm, BN
-    (Wen & Li): ||BN[E phi(X1)] - sg BN[phi(X2)]||^2 / (4 dim), plus the same with the views
-    exchanged.  phi is f before its last BN.  Here E sees z = BN[phi]."""
+    (Wen & Li): ||BN[E z1] - sg(z2)||^2 / (4 dim), plus the same with the views exchanged.
+    z is BN[phi(x)], where phi is f before its last BN.  In Wen & Li E sees phi(x) itself."""
     p1, p2 = net.bn(net.predictor(z1)), net.bn(net.predictor(z2))
     return F.mse_loss(p1, z2.detach()) / 4 + F.mse_loss(p2, z1.detach()) / 4, p1, p2
 
@@ -272,7 +272,7 @@ def main(argv=None):
 
     for epoch in range(len(log.history), args.epochs + 1):  # A resumed run goes on where it ended.
         start, losses = time.time(), []
-        for progress, chosen in common.batches(data, args, epoch):   # 3.42 epochs; images' indices
+        for progress, chosen in common.batches(data, args, epoch):   # such as 3.42; images' indices
             rate = common.cosine_lr(lr, progress, args.epochs, args.warmup_epochs)
             optimizer.param_groups[0]["lr"] = rate         # Group 0 is the encoder.
             x = data.train_x[chosen]                       # uint8 [B, 3, size, size]; no labels

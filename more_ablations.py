@@ -298,7 +298,7 @@ def main(argv=None):
 
     for epoch in range(len(log.history), args.epochs + 1):  # A resumed run goes on where it ended.
         start, losses = time.time(), []
-        for progress, chosen in common.batches(data, args, epoch):   # 3.42 epochs; images' indices
+        for progress, chosen in common.batches(data, args, epoch):   # such as 3.42; images' indices
             rate = common.cosine_lr(lr, progress, args.epochs, args.warmup_epochs)
             optimizer.param_groups[0]["lr"] = rate         # Group 0 is the encoder.
             x = data.train_x[chosen]                       # uint8 [B, 3, size, size]; no labels

@@ -420,7 +420,7 @@ TABLES = {
                 ("DirectCopy decay x 25", "directcopy", 0.125, WANG, "65.31",
                  below("DirectCopy", points=5)))
         ], SET),
-    "directclr": Table("jing", "Without a projector most of the weak feature is lost", 16, CLR, [
+    "directclr": Table("jing", "Without a projector more of the weak feature is lost", 16, CLR, [
         Row("mlp", "--projector mlp", JING, "66.5", above("DirectCLR", key=WEAK)),
         Row("linear", "--projector linear", JING, "61.1", above("none", key=WEAK)),
         Row("linear 17", "--projector linear --proj-dim 17", JING, "61.1",
@@ -523,8 +523,8 @@ CLAIMS = [
           ["inverse", "bias"]),
     Claim("A moving average as the target keeps a std over 0.2, an average over many views none",
           "Zhang, Table 1", "mirror", ["same_batch10", "same_batch25", "moving_average"]),
-    Claim("A BatchNorm right before the squared error prevents complete collapse; one before the "
-          "normalisation leaves one or two dimensions", "Zhang, 4", "mirror",
+    Claim("With a squared error a BatchNorm of Z prevents complete collapse; a BatchNorm of z "
+          "leaves one or two dimensions", "Zhang, 4", "mirror",
           ["bn_after_l2", "bn_before_l2"]),
     Claim("A gradient along the centre of all images collapses a net, one along the residual "
           "spreads it, a random one does little", "Zhang, Fig. 4", "conjecture",
@@ -541,16 +541,16 @@ CLAIMS = [
           ["of z", "of z standardised"]),
     Claim("InfoNCE's residual gradient de-correlates, and without it accuracy drops",
           "Zhang, Fig. 5c, 6", "infonce", ["SimSiam", "InfoNCE", "without r_e"]),
-    Claim("In 2048 random dimensions it de-correlates best at a temperature of 0.1 or 0.2",
+    Claim("On random Z of 2048 dimensions it does so best at a temperature of 0.1 or 0.2",
           "Zhang, Fig. 5c", "toy_infonce",
           lambda found: found["2048 dimensions: tau of the best cosine"] in (0.1, 0.2)),
     Claim("A higher temperature leaves more correlation", "Zhang, Fig. 8", "temperature",
           ["tau 0.5", "tau 1", "tau 5"]),
     Claim("A linear head that starts as the identity and learns fast prevents dimensional "
           "collapse, a frozen one does not", "Wen & Li", "mirror", ["identity", "identity_frozen"]),
-    Claim("The off-diagonal weights of a fast head that decays rise and fall", "Wen & Li", "scan",
+    Claim("Off-diagonal weights of a fast head with weight decay rise and fall", "Wen & Li", "scan",
           ["rate 10 decay 0.0005", "rate 100 decay 0.0005"]),
-    Claim("z learns the weak feature better behind a trained head than behind a frozen one",
+    Claim("z learns the weak feature better before a trained head than before a frozen one",
           "Wen & Li, Theorems", "phases", ["identity head", "frozen head"]),
     Claim("In the theorems' own net only a trained head learns the weak feature, and its weights "
           "rise and fall", "Wen & Li, Theorems", "toy_patch", lambda found:
@@ -598,7 +598,7 @@ CLAIMS = [
               ("0.05", "0.1", "0.2", "0.3", "0.5", "1.0", "5.0"),
               key=lambda tau: rows["InfoNCE"][f"cos_r_{tau}"]) in ("0.1", "0.2"),
           "0.5 to 1: its Z uses few dimensions"),
-    Claim("De-correlating Z in place of z does, as Algorithm 5 is written", "Zhang, Fig. 5b",
+    Claim("De-correlating Z raises m_r, as Algorithm 5 is written", "Zhang, Fig. 5b",
           "recover", lambda rows: rows["of z normalised"]["m_r_highest"]
           > rows["of z normalised"]["m_r_before"] + 0.1,
           "m_r rises by 0.04 to 0.11, the rank stays"),
@@ -620,5 +620,5 @@ CLAIMS = [
     Claim("An MLP is better than DirectCLR, and that better than a linear projector", "Jing",
           "directclr", lambda rows: rows["mlp"][WEAK] > rows["DirectCLR"][WEAK]
           > max(rows["linear"][WEAK], rows["linear 17"][WEAK]),
-          "linear is best; one of DirectCLR's width is 1 to 5 points better"),
+          "linear is best; one to 17 dimensions beats DirectCLR by 1 to 5"),
 ]
