@@ -483,8 +483,8 @@ def parse_args(file, doc, recipes, argv=None, choices={}, flags={}, presets={}, 
     recipe = args["data"] if args["data"] in recipes else recipe
     preset = presets.get(recipe, {}).get(args.get("variant"), {})
     args = args | recipes[recipe] | preset | given | {"script": Path(file).stem, "label": ""}
-    if Path(args["data"]).is_dir():                        # so that it is found from anywhere
-        args["data"] = os.path.abspath(args["data"])
+    if args["data"] not in (*PATCHES, "cifar10", "cifar100") and Path(args["data"]).is_dir():
+        args["data"] = os.path.abspath(args["data"])       # It is then found from anywhere.
     for key, value in args.items():
         least = 0 if key in (*MAY_BE_ZERO, *zero) else 2 if key == "batch_size" else 1e-12
         if type(value) in (int, float) and not least <= value < 1e11:       # or nan
@@ -597,7 +597,7 @@ class Log:
             saved = load_run(self.folder, model, optimizer)
             self.tables = saved["tables"]
             args.epochs = max(args.epochs, len(self.tables["metrics"]) - 1)    # those done already
-            if args.epochs != saved["args"]["epochs"]:
+            if args.epochs != saved["args"]["epochs"] and vars(args).get("schedule") != "constant":
                 print("The learning rate jumps, because it falls over the new number of epochs.")
         else:
             self.folder, self.tables = new_folder(args.out, run_name(args)), {"metrics": []}

@@ -128,6 +128,8 @@ def test_images_that_are_all_the_same(in_tmp, capsys):
     for i in range(20):
         Image.fromarray(PICTURE).save(f"pics/{i}.png")
     refused(capsys, "all images are the same", simsiam.main, ["--data", "pics", *SHORT])
+    Path("patches").mkdir()
+    assert simsiam.parse([]).data == "patches"             # not the folder of this name
     assert not Path("runs").exists()
 
 
