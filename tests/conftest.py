@@ -134,3 +134,19 @@ def whole_and_cut(monkeypatch, in_tmp):
         module.main(["--resume", str(folder)])
         return [common.load_run(Path(out) / folder.name)["model"] for out in ("whole", "cut")]
     return run
+
+
+@pytest.fixture
+def watch(monkeypatch):
+    """watch(owner, name, see) -> a list of see(result, *arguments) of all calls of owner.name."""
+    def start(owner, name, see):
+        real, seen = getattr(owner, name), []
+
+        def watched(*args, **kwargs):
+            result = real(*args, **kwargs)
+            seen.append(see(result, *args, **kwargs))
+            return result
+
+        monkeypatch.setattr(owner, name, watched)
+        return seen
+    return start

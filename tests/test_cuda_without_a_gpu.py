@@ -114,7 +114,7 @@ class Cuda(TorchFunctionMode):
 
 def first_step(monkeypatch, script, flags, cuda, device):
     """-> loss and gradient of the first step.  On the CPU it stops there; on cuda it runs on."""
-    found, models = [], []
+    found, models, probe, patches = [], [], common.linear_probe, common.make_patches
 
     def init(self, args, model, *rest, real=common.Log.__init__):
         models.append(model)
@@ -136,23 +136,18 @@ def first_step(monkeypatch, script, flags, cuda, device):
             finally:                                       # row 0 takes one batch alone
                 cuda.in_step = False
 
-    def linear_probe(*features, real=common.linear_probe, **_):
-        return real(*features, epochs=1)
-
-    def make_patches(features, n, *seed_and_size, real=common.make_patches):
-        return real(features, 128, *seed_and_size)
-
-    def autocast(device):
-        return torch.autocast("cpu", torch.bfloat16, device.type == "cuda")
-
     flags = ["--device", device, *"--batch-size 64 --epochs 1 --size 16".split(), *flags.split()]
     with monkeypatch.context() as patch:
         patch.setattr(common.Log, "__init__", init)
         patch.setattr(torch.Tensor, "backward", backward)
         patch.setattr(torch, "Generator", cuda.Generator)
         patch.setattr(Figure, "savefig", lambda *_: None)
-        for change in (autocast, batches, linear_probe, make_patches):
-            patch.setattr(common, change.__name__, change)
+        patch.setattr(common, "batches", batches)
+        patch.setattr(common, "autocast", lambda device: torch.autocast(
+            "cpu", torch.bfloat16, device.type == "cuda"))
+        # The next two save time.
+        patch.setattr(common, "linear_probe", lambda *features, **_: probe(*features, epochs=1))
+        patch.setattr(common, "make_patches", lambda kind, n, *more: patches(kind, 128, *more))
         if device == "cuda":
             with cuda, Operations(cuda):
                 script.main(flags)

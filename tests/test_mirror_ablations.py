@@ -1,6 +1,5 @@
-"""All Siamese nets of mirror_ablations.py and more_ablations.py: every variant's gradient against
-its formula written out by hand, in float64; heads, settings, what a run leaves."""
-import json
+"""All Siamese nets of mirror_ablations.py and more_ablations.py: every variant's loss and gradient
+against the loss written out, in float64; heads, settings, what a run leaves."""
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import common
 import linear_eval
 import mirror_ablations as M
 import more_ablations as X
-from test_simsiam import same_gradients
+from test_simsiam import result_of
 
 B, DIM = 6, 5
 TINY = "--limit 64 --size 8 --batch-size 16 --eval-every 9 --proj-dim 16 --pred-hidden 8".split()
@@ -37,134 +36,77 @@ def unit(z):
     return z / (z * z).sum(1, keepdim=True).sqrt()
 
 
-def across(z, gradient):
-    """What z gets when unit(z) gets `gradient`, by hand."""
-    Z = unit(z.detach())
-    return (gradient - (gradient * Z).sum(1, keepdim=True) * Z) / z.detach().norm(dim=1)[:, None]
+def cosine(p, t):
+    return (unit(p) * unit(t)).sum(1).mean()
 
 
-def minus_cosine(z, target):
-    """Gradient of -mean_i cos(z_i, target_i) in z, by hand: -(T - (T.Z) Z) / |z| / B."""
-    return -across(z, unit(target.detach())) / len(z)
+def batch_norm(y):
+    return (y - y.mean(0)) / (y.var(0, unbiased=False) + 1e-5).sqrt()
 
 
-def through(h, z, gradient):
-    """What z and h's weights get when h(z) gets `gradient`."""
-    z = z.detach().requires_grad_()
-    return torch.autograd.grad(h(z), [z, *h.parameters()], gradient)
+def same(found, expected, parameters):
+    """Two losses and their gradients, None where no gradient flows."""
+    assert torch.allclose(found, expected)
+    for a, b in zip(*(torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
+                      for loss in (found, expected))):
+        assert a is None if b is None else torch.allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
-def same(found, expected):
-    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12), (found - expected).abs().max()
+def wen_li(net, z, other, is_fixed=1.0):
+    """1/2 ||BN[E z] - sg other||^2 / D, of two directions; is_fixed: E's diagonal stays 1."""
+    E = torch.eye(DIM) + net.predictor.change * (1 - is_fixed * torch.eye(DIM))
+    return (batch_norm(z @ E.T) - other.detach()).square().sum() / (B * DIM) / 4
 
 
-# ------------------------------------------------------------------------------------- gradients
-
-SEE_UNIT_Z = ("bias", "two_fc", "tanh_fc", "fc")           # these predictors see the normalised z
-
-
-@pytest.mark.parametrize("script, variant", [
-    *[(M, name) for name in ("simsiam", "mirror", "symmetric", "no_stopgrad", "bias")],
-    *[(X, name) for name in ("mse", "two_fc", "tanh_fc", "fc", "fc_of_z", "bias_of_z")]])
-def test_gradients_with_a_predictor(script, variant):
-    """h learns in all of them; f through h, except in mirror, where it is on the path without."""
-    net, loss, z1, z2 = make(script, variant)
-    h, (loss, p1, p2) = net.predictor, loss(net, z1, z2)
-    loss.backward()
-    t1, t2 = (p2, p1) if variant == "symmetric" else (z2, z1)          # of p1, of p2
-    on_h = []
-    for z, p, t, other_p in ((z1, p1, t1, p2), (z2, p2, t2, p1)):
-        seen = unit(z) if variant in SEE_UNIT_Z else z
-        same(p, h(seen))
-        on_p = (p - t).detach() / z.numel() if variant == "mse" else minus_cosine(p, t) / 2
-        on_z, *rest = through(h, seen, on_p)
-        on_h.append(rest)
-        if variant in SEE_UNIT_Z:
-            on_z = across(z, on_z)
-        if variant in ("mirror", "no_stopgrad"):           # z is a target that learns
-            on_z = minus_cosine(z, other_p) / 2 + (0 if variant == "mirror" else on_z)
-        same(z.grad, on_z)
-    for p, a, b in zip(h.parameters(), *on_h, strict=True):
-        same(p.grad, a + b)
-    if "fc" in variant or "bias" in variant:               # nothing in them is bent
-        same(h(z1 + z2) + h(0 * z1), h(z1) + h(z2))
+BY_HAND = {                                                # in one direction, where z learns
+    "simsiam": lambda net, z, other: -cosine(net.predictor(z), other.detach()) / 2,
+    "naive": lambda net, z, other: -cosine(z, other) / 2,
+    "no_stopgrad": lambda net, z, other: -cosine(net.predictor(z), other) / 2,
+    "mirror": lambda net, z, other: -cosine(z, net.predictor(other.detach())) / 2,
+    "symmetric": lambda net, z, other: -cosine(net.predictor(z), net.predictor(other).detach()) / 2,
+    "bias": lambda net, z, other: -cosine(unit(z) + net.predictor.bias, other.detach()) / 2,
+    "inverse": lambda net, z, other: -(                    # Algorithm 4: L_pred, L_inv, L_enc
+        cosine(net.predictor(z.detach()), other.detach())
+        + cosine(net.inverse(net.predictor(z).detach()), z.detach())
+        + cosine(net.predictor(z), net.inverse(net.predictor(other)).detach())) / 2,
+    "identity": wen_li, "identity_symmetric": wen_li,
+    "identity_full": lambda net, z, other: wen_li(net, z, other, is_fixed=0),
+    "linear": lambda net, z, other: (
+        batch_norm(z @ net.predictor.weight.T) - other.detach()).square().mean() / 4,
+    "mse": lambda net, z, other: (net.predictor(z) - other.detach()).square().mean() / 2,
+    "two_fc": lambda net, z, other: -cosine(net.predictor(unit(z)), other.detach()) / 2,
+    "fc": lambda net, z, other: -cosine(unit(z) @ net.predictor.weight.T, other.detach()) / 2,
+    "fc_of_z": lambda net, z, other: -cosine(z @ net.predictor.weight.T, other.detach()) / 2,
+    "bias_of_z": lambda net, z, other: -cosine(z + net.predictor.bias, other.detach()) / 2,
+    "bn_after_l2": lambda net, z, other: (
+        batch_norm(unit(z)) - batch_norm(unit(other))).square().mean() / 4}
+BY_HAND["tanh_fc"] = BY_HAND["fc"]
 
 
-def test_naive_has_twice_the_gradient_of_naive_with_stop_gradient():
-    """`symmetric` without its predictor is the naive loss with stop-gradient."""
-    net, loss, z1, z2 = make(M, "naive")
-    loss, *p = loss(net, z1, z2)
-    whole = torch.autograd.grad(loss, [z1, z2])
-    net.predictor = nn.Identity()
-    half = torch.autograd.grad(M.symmetric(net, z1, z2)[0], [z1, z2])
-    for found, found_half, z, other in zip(whole, half, (z1, z2), (z2, z1)):
-        same(found, minus_cosine(z, other))
-        same(2 * found_half, found)
+@pytest.mark.parametrize("script, variant", [pair for pair in EVERY if pair[1] in BY_HAND])
+def test_loss_and_gradients_are_those_of_the_loss_by_hand(script, variant):
+    net, loss_of, z1, z2 = make(script, variant)
+    loss, *p = loss_of(net, z1, z2)
+    by_hand = BY_HAND[variant](net, z1, z2) + BY_HAND[variant](net, z2, z1)
+    heads = [weight for name, weight in net.named_parameters() if "encoder" not in name]
+    same(loss, by_hand, [z1, z2, *heads])
+    h = net.predictor
+    seen = [unit(z) if variant in ("bias", "two_fc", "fc", "tanh_fc") else z for z in (z1, z2)]
+    if h is None:
+        assert p == [None, None]
+    elif "identity" not in variant and variant != "linear":
+        assert all(torch.allclose(a, h(z)) for a, z in zip(p, seen))
+    if variant == "two_fc":                                # nothing in it is bent
+        assert torch.allclose(h(z1 + z2) + h(0 * z1), h(z1) + h(z2))
+
+
+def test_same_batch_target_is_the_mean_of_the_other_views():
+    net, loss, z1, z2 = make(X, "same_batch")
+    others = [z2, *torch.randn(3, B, DIM, dtype=torch.double)]
+    loss, *p = loss(net, z1, *others)
+    same(loss, -cosine(z1, sum(others).detach() / 4), [z1, z2])
     assert p == [None, None]
 
-
-def test_inverse_sends_no_gradient_where_algorithm_4_detaches():
-    """f learns from L_enc alone, through h; h from L_pred and L_enc; h_inv from L_inv alone."""
-    net, loss, z1, z2 = make(M, "inverse")
-    loss, p1, p2 = loss(net, z1, z2)
-    loss.backward()
-    h, h_inv = net.predictor, net.inverse
-    t1, t2 = h_inv(p1).detach(), h_inv(p2).detach()
-    on_h, on_inv = [], []
-    for z, p, t, other, other_t in ((z1, p1, t1, z2, t2), (z2, p2, t2, z1, t1)):
-        enc = through(h, z, minus_cosine(p, other_t) / 2)
-        same(z.grad, enc[0])
-        on_h += [enc[1:], through(h, z, minus_cosine(p, other) / 2)[1:]]
-        on_inv.append(through(h_inv, p, minus_cosine(t, z) / 2)[1:])
-    for net, parts in ((h, on_h), (h_inv, on_inv)):
-        for p, *each in zip(net.parameters(), *parts, strict=True):
-            same(p.grad, sum(each))
-    terms = [(p1, z2), (p2, z1), (t1, z1), (t2, z2), (p1, t2), (p2, t1)]       # each with its 1/2
-    cosines = sum((unit(a) * unit(b)).sum(1).mean().item() for a, b in terms)
-    assert loss.item() == pytest.approx(-cosines / 2)
-
-
-@pytest.mark.parametrize("script, variant", [
-    (M, "identity"), (X, "linear"), (X, "identity_full"), (X, "identity_symmetric")])
-def test_wen_li_objective(script, variant):
-    """1/2 ||BN[E z1] - sg z2||^2 / D; its gradient on E through BN, written out."""
-    net, loss, z1, z2 = make(script, variant)
-    loss, p1, p2 = loss(net, z1, z2)
-    loss.backward()
-    weight, = net.predictor.parameters()
-    E = (weight if variant == "linear" else net.predictor.E).detach()
-    total, on_E = 0, 0
-    for z, target in ((z1.detach(), z2.detach()), (z2.detach(), z1.detach())):
-        y = z @ E.T
-        sd = (y.var(0, unbiased=False) + net.bn.eps).sqrt()
-        u = (y - y.mean(0)) / sd
-        total += (u - target).square().sum() / (2 * B * DIM) / 2
-        g = (u - target) / B / DIM / 2
-        on_E += ((g - g.mean(0) - u * (g * u).mean(0)) / sd).T @ z
-    same(loss.detach(), total)
-    if variant in ("identity", "identity_symmetric"):
-        on_E.fill_diagonal_(0)                             # no parameter
-    same(weight.grad, on_E)
-
-
-IN_ONE_DIRECTION = {
-    "simsiam": lambda h, z, other: -(unit(h(z)) * unit(other).detach()).sum(1).mean() / 2,
-    "mirror": lambda h, z, other: -(unit(z) * unit(h(other.detach()))).sum(1).mean() / 2,
-    "naive": lambda h, z, other: -(unit(z) * unit(other)).sum(1).mean() / 2,
-    "mse": lambda h, z, other: (h(z) - other.detach()).square().mean() / 2}
-
-
-@pytest.mark.parametrize("variant", IN_ONE_DIRECTION)
-def test_first_step_has_the_gradient_of_the_loss(variant, first_step):
-    """That of main(), in float32 and through the whole net."""
-    script, loss = X if variant == "mse" else M, IN_ONE_DIRECTION[variant]
-    model, x1, x2, grads = first_step(script, *TINY, "--variant", variant)
-    z1, z2 = model.encoder(x1), model.encoder(x2)
-    h = model.predictor
-    same_gradients(loss(h, z1, z2) + loss(h, z2, z1), model, grads)
-
-
-# ------------------------------------------------------------------------------------------ runs
 
 @pytest.mark.parametrize("script, variant", EVERY)
 def test_settings_are_the_papers_on_cifar_and_a_variants_own_elsewhere(script, variant):
@@ -182,20 +124,19 @@ def trained(script, variant, *flags):
     large = "--epochs 1 --lr 4 --pred-weight-decay 0.1".split()
     model = script.main(["--variant", variant, *TINY, *large, *flags])
     folder, = Path("runs").glob(f"{script.__name__}-{variant}*-patches-s0")
-    saved, result = common.load_run(folder), json.loads((folder / "result.json").read_text())
     assert linear_eval.main([str(folder), "--epochs", "1"])["trained"].keys() >= {"linear"}
-    return model, saved["tables"]["metrics"], result
+    return model, common.load_run(folder)["tables"]["metrics"], result_of(folder)
 
 
 @pytest.mark.parametrize("script, variant", EVERY)
 def test_every_variant_runs(script, variant, capsys):
     """What it prints of its settings and measures of its head, and what its head is held to."""
     model, (_, last), result = trained(script, variant, "--pred-lr", "3")
-    lines = [line for line in capsys.readouterr().out.splitlines() if " differs from the " in line]
-    own = [f"{key} {x}" for key, x in script.VARIANTS[variant].settings.items()
-           if key not in ("pred_lr", "pred_weight_decay")]             # here they were flags
-    printed = f"{variant} differs from the other variants in {', '.join(own)}: "
-    assert len(lines) == bool(own) and all(line.startswith(printed) for line in lines)
+    own = {key: x for key, x in script.VARIANTS[variant].settings.items()
+           if key not in ("pred_lr", "pred_weight_decay")}             # here they were flags
+    printed = capsys.readouterr().out
+    assert all(f"{key} {x}" in printed for key, x in own.items())
+    assert (f"{variant} differs from the other" in printed) == bool(own)
     h = model.predictor
     columns = {"std_P", "m_o_P", "effective_rank_P"} if h is not None else set()
     if "identity" in variant or variant == "linear":
@@ -217,14 +158,13 @@ def test_every_variant_runs(script, variant, capsys):
 
 @pytest.mark.parametrize("variant", ["symmetric", "simsiam"])
 def test_verdict_of_symmetric_is_of_what_its_loss_compares(variant, monkeypatch):
-    """P has collapsed, Z has not."""
-    def of_P(net, z, p1, p2):
-        p1.fill_(1)                                        # The loop looks at p1 and p2 after this.
-        p2.fill_(1 + 1e-5)
-        p2[0] *= 1.1
-        p2[0, 0] = 0
-        return {}
-    monkeypatch.setattr(M, "head_metrics", torch.no_grad()(of_P))
+    """The predictor's large bias makes P collapse, but not Z."""
+    def far_from_0(dim, hidden):
+        h = nn.Linear(dim, dim)
+        nn.init.constant_(h.bias, 5)
+        return h
+    changed = M.VARIANTS[variant]._replace(predictor=far_from_0)
+    monkeypatch.setitem(M.VARIANTS, variant, changed)
     _, rows, result = trained(M, variant, "--final-bn", "noaffine", "--lr", "0.01")
     assert rows[1]["m_o"] < 0.9 and rows[1]["effective_rank"] > 5
     key, word = ("verdict_P", "complete") if variant == "symmetric" else ("verdict", "none")
@@ -242,12 +182,55 @@ def test_centre_of_P_and_cosine_of_the_bias_by_numpy(script, variant):
     assert found["m_o_P"] == pytest.approx(norm(o_P), rel=1e-4)
 
 
-@pytest.mark.parametrize("variant", ["simsiam", "naive", "mirror", "no_stopgrad"])
-def test_collapses_where_the_paper_says(variant):
-    flags = "--limit 400 --size 16 --batch-size 32 --epochs 2 --eval-every 9 --proj-dim 64".split()
-    M.main([*flags, "--variant", variant])
-    result = json.loads(Path(f"runs/mirror_ablations-{variant}-patches-s0/result.json").read_text())
-    if variant == "simsiam":
-        assert result["std"] > 0.4 and result["m_o"] < 0.9, result
-    else:
-        assert result["std"] < 0.3 and result["m_o"] > 0.97, result
+def test_moving_average_updates_the_rows_of_its_batch_and_pulls_towards_them():
+    net, loss, z1, z2 = make(X, "moving_average", bank_momentum=0.7, n_images=10)
+    expected, net.images = net.eta.clone(), torch.tensor([7, 0, 3, 9, 2, 4])
+    loss, *p = loss(net, z1, z2)
+    for i, Z2 in zip(net.images, unit(z2.detach())):
+        row = 0.7 * expected[i] + 0.3 * Z2
+        expected[i] = row / row.norm()
+    assert torch.allclose(net.eta, expected, atol=1e-7)
+    same(loss, -cosine(z1, net.eta[net.images]), [z1, z2])
+    assert p == [None, None]
+
+
+def test_whitening_by_numpys_cholesky():
+    """Both views in the same random groups; equal views cost nothing."""
+    torch.manual_seed(0)
+    z1, z2 = torch.randn(2, 200, 32) @ torch.randn(32, 32)             # correlated dimensions
+    assert X.whitening(None, z1, z1)[0] < 1e-8
+    torch.manual_seed(1)
+    found = X.whitening(None, z1, z2)[0]
+    torch.manual_seed(1)
+    total = 0
+    for group in torch.randperm(32).split(16):
+        white = []
+        for z in (z1, z2):
+            Z = unit(z).double()[:, group].numpy()
+            white.append(np.linalg.solve(np.linalg.cholesky(np.cov(Z.T)), (Z - Z.mean(0)).T))
+        total += ((white[0] - white[1]) ** 2).sum() / (2 * 200 * 32)
+    assert found.item() == pytest.approx(total, rel=1e-3)
+
+
+@pytest.mark.parametrize("variant", ["tanh_fc", "fc", "fc_of_z"])
+def test_tanh_holds_the_weights_of_tanh_fc_alone(variant):
+    net, *_ = make(X, variant)
+    net.predictor.weight.data.fill_(2)
+    net.constrain()
+    expected = np.tanh(2) if variant == "tanh_fc" else 2
+    assert np.allclose(net.predictor.weight.detach(), expected)
+
+
+@pytest.mark.parametrize("variant, n", [("moving_average", 2), ("same_batch", 5)])
+def test_views_and_which_images_they_are_of(variant, n, watch, monkeypatch):
+    """The bank is told; same_batch has as many views as asked for, one of them with gradient."""
+    monkeypatch.setattr(common, "augment", lambda x, *_: x.float())
+    seen = watch(X.Siamese, "forward", lambda z, net, views: (
+        views, net.images, [view.requires_grad for view in z]))
+    trained(X, variant, "--n-aug", "5")
+    train_x = common.load_data("patches", size=8, limit=64).train_x
+    for views, images, learns in seen:
+        assert len(views) == n and all(torch.equal(train_x[images], view) for view in views)
+        assert learns == [True] + [variant == "moving_average"] * (n - 1)
+    assert torch.cat([images for _, images, _ in seen]).sort().values.tolist() == list(range(64))
+    assert X.parse("--variant same_batch --n-aug 25".split()).label == "same_batch25"

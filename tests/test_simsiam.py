@@ -1,4 +1,4 @@
-"""SimSiam; and of every script the cosine, resuming, result.json and bad input."""
+"""Of all scripts what they share: first step, target, heads, collapse, resuming, bad input."""
 import json
 from pathlib import Path
 
@@ -11,24 +11,23 @@ import common
 import directclr
 import directpred
 import gradient_components as components
+import knobs
 import mirror_ablations as mirror
 import more_ablations as more
 import simsiam
+import toy_patch
+import toy_sphere
+
 
 pytestmark = pytest.mark.usefixtures("no_curves", "in_tmp")
 
 
-@pytest.mark.parametrize("script", [simsiam, byol, directpred, mirror, more])
-def test_D_is_the_negative_cosine_and_detaches_nothing(script):
-    torch.manual_seed(0)
-    p, z = (torch.randn(5, 7, dtype=torch.double, requires_grad=True) for _ in range(2))
-    by_hand = -sum((a @ b) / (a @ a).sqrt() / (b @ b).sqrt() for a, b in zip(p, z)) / 5
-    assert torch.allclose(script.D(p, z), by_hand)
-    P, Z = p / p.norm(dim=1, keepdim=True), z / z.norm(dim=1, keepdim=True)
-    cos = (P * Z).sum(1, keepdim=True)                     # d(-cos) / dp = -(Z - cos P) / |p|
-    on_p, on_z = torch.autograd.grad(script.D(p, z), [p, z])
-    assert torch.allclose(on_p, -(Z - cos * P) / p.norm(dim=1, keepdim=True) / 5)
-    assert torch.allclose(on_z, -(P - cos * Z) / z.norm(dim=1, keepdim=True) / 5)
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+
+
+def result_of(folder):
+    return json.loads(Path(folder, "result.json").read_text())
 
 
 def same_gradients(loss, model, grads, without=("target.",)):
@@ -43,43 +42,123 @@ def same_gradients(loss, model, grads, without=("target.",)):
             assert torch.allclose(found, expected[name], rtol=1e-3, atol=1e-5), name
 
 
-def test_training_step_has_the_gradient_of_the_paper_and_stops_it_at_z(first_step):
-    """The first step of main() against Algorithm 1, written out with constant targets."""
-    flags = "--size 8 --proj-dim 32 --pred-hidden 16".split()
-    model, x1, x2, grads = first_step(simsiam, *flags)
-    z1, z2 = model.encoder(x1), model.encoder(x2)
-    p1, p2 = model.predictor(z1), model.predictor(z2)
-    cosine = nn.CosineSimilarity(dim=1)
-    loss = -(cosine(p1, z2.detach()).mean() + cosine(p2, z1.detach()).mean()) / 2
-    same_gradients(loss, model, grads)
+@pytest.mark.parametrize("script", [simsiam, byol, directpred, mirror, more, knobs])
+def test_D_is_the_negative_cosine_and_detaches_nothing(script):
+    p, z = (randn(5, 7, seed=seed).requires_grad_() for seed in (0, 1))
+    by_hand = -sum((a @ b) / (a @ a).sqrt() / (b @ b).sqrt() for a, b in zip(p, z)) / 5
+    assert torch.allclose(script.D(p, z), by_hand)
+    P, Z = p / p.norm(dim=1, keepdim=True), z / z.norm(dim=1, keepdim=True)
+    cos = (P * Z).sum(1, keepdim=True)                     # d(-cos) / dp = -(Z - cos P) / |p|
+    on_p, on_z = torch.autograd.grad(script.D(p, z), [p, z])
+    assert torch.allclose(on_p, -(Z - cos * P) / p.norm(dim=1, keepdim=True) / 5)
+    assert torch.allclose(on_z, -(P - cos * Z) / z.norm(dim=1, keepdim=True) / 5)
 
 
-@pytest.mark.parametrize("data, final_bn, layers", [
-    ("cifar10", "noaffine", 2), ("cifar100", "affine", 3), ("cifar10", "none", 2)])
-def test_heads_of_the_papers_and_the_final_batch_norm(data, final_bn, layers):
-    model = simsiam.build(simsiam.parse(["--data", data, "--final-bn", final_bn]))
-    f, h = model.encoder.projector, model.predictor
-    widths = [[tuple(m.weight.shape) for m in net if isinstance(m, nn.Linear)] for net in (f, h)]
-    assert widths == [[(2048, 512), *[(2048, 2048)] * (layers - 1)], [(512, 2048), (2048, 512)]]
-    block, last = ["Linear", "BatchNorm1d", "ReLU"], ["Linear", "BatchNorm1d"]
-    last = last[:1] if final_bn == "none" else last
-    assert [type(m).__name__ for m in f] == block * (layers - 1) + last
-    assert [type(m).__name__ for m in h] == [*block, "Linear"]
-    assert final_bn == "none" or f[-1].affine == (final_bn == "affine")
+SMALL = "--size 8 --proj-dim 24 --pred-hidden 16".split()
+W_IS_SET = "--predictor directpred", "--predictor directcopy --no-predictor-bias"
 
 
-def test_learns_in_a_few_epochs_and_a_net_without_stop_gradient_collapses(monkeypatch):
-    """SimSiam keeps its std; with `detach` taken away the net goes to m_o = 1."""
-    flags = "--limit 320 --size 16 --batch-size 32 --epochs 3 --warmup-epochs 0 --lr 1".split()
-    flags += ["--eval-every", "9", "--final-bn", "none"]
-    simsiam.main(flags)
-    monkeypatch.setattr(torch.Tensor, "detach", lambda self: self)
-    simsiam.main(flags)
-    healthy, collapsed = (json.loads(Path(f"runs/simsiam-patches-s0{n}/result.json").read_text())
-                          for n in ("", "-2"))
-    assert healthy["std"] > 0.4 and healthy["m_o"] < 0.95, healthy
-    assert collapsed["m_o"] > 0.97 and collapsed["std"] < 0.25, collapsed
-    assert collapsed["loss"] < -0.95 and collapsed["verdict"] == "complete", collapsed
+@pytest.mark.parametrize("script, flags", [
+    (simsiam, ""), (mirror, "--variant simsiam"), (more, "--variant fc_of_z"), (knobs, ""),
+    (knobs, "--pair own"), (knobs, "--predictor none"), (knobs, "--no-stopgrad"),
+    (knobs, "--variant byol"), (knobs, "--variant byol --no-stopgrad"), (byol, ""),
+    (byol, "--predictor none"), (byol, "--no-stopgrad"),
+    *[(directpred, flags) for flags in W_IS_SET], (directpred, "--predictor optimal --freq 3"),
+    (directpred, "--predictor sgd"), (directpred, "--predictor sgd --predictor-layers 2")])
+def test_first_step_has_the_gradient_of_the_paper(script, flags, first_step):
+    """Of BYOL's equation 2, ||p/|p| - t/|t|||^2 in both directions; a quarter of it is SimSiam's
+    Algorithm 1, as 1 - cos is half of it.  None reaches the target, nor a W_p that is set."""
+    model, x1, x2, grads = first_step(script, *SMALL, *flags.split())
+    z = [model.encoder(x1), model.encoder(x2)]
+    t = z
+    if "--no-stopgrad" not in flags:
+        f = getattr(model, "target", None) or model.encoder
+        t = [f(x1).detach(), f(x2).detach()]
+    loss, share = 0, 1 if script in (byol, directpred) else 1 / 4
+    for i in (0, 1):
+        p, target = model.predictor(z[i]), t[i if "own" in flags else 1 - i]
+        P, T = p / p.norm(dim=1, keepdim=True), target / target.norm(dim=1, keepdim=True)
+        loss = loss + share * (P - T).square().sum(1).mean()
+    stops = ("target.", "predictor.weight") if flags in W_IS_SET else ("target.",)
+    same_gradients(loss, model, grads, stops)
+    if "--predictor none" in flags:
+        assert not list(model.predictor.parameters())
+
+
+@pytest.mark.parametrize("script, flags", [
+    (byol, []), (directpred, []), (knobs, ["--variant", "byol"])])
+def test_target_is_the_closed_form_average_of_weights_and_bn_buffers(script, flags, m=0.9, steps=7):
+    """After k steps m^k f'_0 + (1 - m) sum_i m^(k-i) f_i, all of it; it starts as a copy."""
+    model = script.build(script.parse([*SMALL, *flags])).double()
+    online, target = model.encoder.state_dict(), model.target.state_dict()    # live views
+    names = [key for key, value in online.items() if value.is_floating_point()]
+    assert any("running_var" in key for key in names)
+    assert all(torch.equal(target[key], online[key]) for key in names)
+    expected = {key: m**steps * target[key] for key in names}
+    for i in range(1, steps + 1):
+        for key in names:
+            online[key].normal_()
+            expected[key] += (1 - m) * m ** (steps - i) * online[key]
+        model.update_target(m)
+    for key in names:
+        assert torch.allclose(target[key], expected[key], rtol=1e-10, atol=1e-12), key
+
+
+@pytest.mark.parametrize("script", [byol, directpred])
+@pytest.mark.parametrize("m", ["0", "1"])
+def test_a_target_of_momentum_0_is_the_net_and_one_of_momentum_1_stays(script, m):
+    flags = [*SMALL, *"--limit 64 --batch-size 16 --epochs 1 --eval-every 9 --ema".split(), m]
+    model = script.main(flags)
+    torch.manual_seed(0)
+    first = script.build(script.parse(flags)).encoder.state_dict()
+    last, target = model.encoder.state_dict(), model.target.state_dict()
+    for name, _ in model.encoder.named_parameters():
+        assert torch.equal(target[name], (first if m == "1" else last)[name])
+        assert not torch.equal(first[name], last[name])
+
+
+H = "LBRL", [2048, 512, 2048]
+
+
+@pytest.mark.parametrize("script, flags, f, h", [
+    (simsiam, "--data cifar10", ("LBRLB", [512, 2048, 2048]), H),
+    (simsiam, "--data cifar100 --final-bn affine", ("LBRLBRLB", [512, 2048, 2048, 2048]), H),
+    (simsiam, "--data cifar10 --final-bn none", ("LBRL", [512, 2048, 2048]), H),
+    (byol, "--data cifar10", ("LBRL", [512, 1024, 256]), ("LBRL", [256, 1024, 256])),
+    (directpred, "--data cifar100", ("LBRL", [512, 512, 128]), ("L", [128, 128])),
+    (knobs, "--no-pred-bn --pred-hidden 64", ("LBRLB", [96, 256, 256]), ("LRL", [256, 64, 256])),
+    (knobs, "--no-proj-bn --final-bn none --predictor none", ("LRL", [96, 256, 256]), ("I", []))])
+def test_heads_of_the_papers_and_the_final_batch_norm(script, flags, f, h):
+    """The letters are the layers: Linear, BatchNorm1d, ReLU, Identity."""
+    args = script.parse(flags.split())
+    model = script.build(args)
+    for net, (letters, widths) in ((model.encoder.projector, f), (model.predictor, h)):
+        layers = [layer for layer in net.modules() if not isinstance(layer, nn.Sequential)]
+        assert "".join(type(layer).__name__[0] for layer in layers) == letters
+        linear = [tuple(layer.weight.shape) for layer in layers if isinstance(layer, nn.Linear)]
+        assert linear == [*zip(widths[1:], widths)]
+    last = model.encoder.projector[-1]
+    assert args.final_bn == "none" or last.affine == (args.final_bn == "affine")
+
+
+@pytest.mark.parametrize("script, flags, collapses", [
+    (simsiam, "--lr 1 --warmup-epochs 0", False), (simsiam, "--lr 1 --warmup-epochs 0", True),
+    (byol, "--lr 0.2", False), (byol, "--lr 0.2 --no-stopgrad", True),
+    (mirror, "--variant simsiam", False), (mirror, "--variant naive", True),
+    (mirror, "--variant mirror", True), (mirror, "--variant no_stopgrad", True)])
+def test_what_collapses_within_three_epochs(script, flags, collapses, monkeypatch):
+    """SimSiam does when every `detach` is taken away."""
+    if script is simsiam and collapses:
+        monkeypatch.setattr(torch.Tensor, "detach", lambda self: self)
+    short = "--limit 320 --size 16 --batch-size 32 --epochs 3 --eval-every 9 --final-bn none"
+    script.main([*short.split(), *flags.split()])
+    result = result_of(*Path("runs").iterdir())
+    if collapses:
+        assert result["m_o"] > 0.97 and result["std"] < 0.25, result
+        assert result["verdict"] == "complete"
+        assert result["loss"] < (0.2 if script is byol else -0.95)       # as good as it can be
+    else:
+        assert result["m_o"] < 0.9 and result["std"] > 0.4 and result["verdict"] == "none", result
 
 
 @pytest.mark.parametrize("script, flags, table", [
@@ -97,7 +176,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(script, flags, table, whole_and_c
     results = []
     for folder in (one, two):
         first, second, last = common.load_run(folder)["tables"]["metrics"]
-        result = json.loads((folder / "result.json").read_text())
+        result = result_of(folder)
         assert last.items() <= result.items() and result["knn_untrained"] == first["knn"]
         assert {"linear", "linear_z", "knn_z", "verdict"} <= result.keys()
         if "E_mean" in last:                               # after the first epoch and at the end
@@ -106,22 +185,22 @@ def test_a_resumed_run_is_the_same_bit_for_bit(script, flags, table, whole_and_c
     assert results[0] == results[1]
 
 
-@pytest.mark.parametrize("script, flags, words", [
-    (byol, "--ema 1.1", "--ema"), (byol, "--ema -0.1", "--ema"),
-    (byol, "--pred-lr 0", "--pred-lr"), (directpred, "--min-scale 2", "--min-scale"),
-    (directpred, "--predictor-layers 2", "--predictor-layers"), (directpred, "--rho 1", "--rho"),
-    (directpred, "--freq 0", "--freq"), (directpred, "--eps -1", "--eps"),
-    (directclr, "--temperature 0", "--temperature"), (directclr, "--d0 97", "more than 96"),
-    (directclr, "--d0 0", "--d0"), (directclr, "--data cifar10 --d0 513", "more than 512"),
-    (mirror, "--inverse-lr 0", "--inverse-lr"), (more, "--n-aug 1", "--n-aug"),
-    (more, "--bank-momentum 1", "--bank-mom"), (more, "--bank-momentum -0.1", "--bank-mom"),
-    (more, "--variant whitening --proj-dim 24", "groups of 16"),
-    (components, "--loss simsiam:1+nave:1", "nave"), (components, "--loss naive:0", "epochs"),
-    (components, "--loss simsiam+naive:1", "epochs"), (components, "--epochs 0", "--epochs"),
-    (components, "--loss nave --dry-run", "nave"), (components, "--bias-lr -1", "--bias-lr")])
-def test_bad_input_ends_with_one_line(script, flags, words, in_tmp, capsys):
+BAD = {byol: ["--ema 1.1", "--ema -0.1", "--pred-lr 0"],
+       directpred: ["--min-scale 2", "--predictor-layers 2", "--rho 1", "--freq 0", "--eps -1"],
+       directclr: ["--temperature 0", "--d0 97", "--d0 0", "--d0 513 --data cifar10"],
+       mirror: ["--inverse-lr 0"], knobs: ["--jitter-p 2"], toy_sphere: ["--nets nothing"],
+       toy_patch: ["--d 2", "--steps 0", "--batch-size 1"],
+       more: ["--n-aug 1", "--bank-momentum 1", "--bank-momentum -0.1",
+              "--proj-dim 24 --variant whitening"],
+       components: ["--loss simsiam:1+nave:1", "--loss simsiam+naive:1", "--loss naive:0",
+                    "--loss nave --dry-run", "--epochs 0", "--bias-lr -1"]}
+
+
+@pytest.mark.parametrize("script, flags", [
+    (script, flags) for script, cases in BAD.items() for flags in cases])
+def test_bad_input_ends_with_one_line(script, flags, in_tmp, capsys):
     with pytest.raises(SystemExit) as stop:
         script.main(flags.split())
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and words in error and error.count("\n") == 1
+    assert stop.value.code == 2 and flags.split()[0] in error and error.count("\n") == 1
     assert not list(in_tmp.iterdir())
