@@ -95,7 +95,7 @@ def test_decoupled_follows_from_symmetrized():
     assert torch.allclose(d_p, dynamics.one_dimensional(SIGMA2, ETA, TAU)(p)[0])
 
 
-def test_one_dimension_of_lemma1(w=0.7, p=0.5):
+def test_one_dimension_of_lemma1(w=0.7, p=0.4):
     """tau = W_a / W moves by the quotient rule; DirectSet(alpha) is W_p = w^(2 alpha), no EMA."""
     one = eye(1)
     flow = dynamics.lemma1(one, SIGMA2 * one, 1.0, ETA, BETA)
