@@ -191,7 +191,7 @@ def augment(x, mean, std, min_scale=0.2, brightness=0.4, contrast=0.4, saturatio
     x: uint8 [B, 3, S, S]; mean, std: [3] -> float [B, 3, S, S], normalised, channels_last"""
     start, length = random_boxes(len(x), x.shape[-1], min_scale, x.device)
     mirror, gray, _, jitter, *u = torch.rand(8, len(x), 1, 1, 1, device=x.device)
-    x = resized_crop(x, start, length, mirror.flatten() < 0.5)
+    x = resized_crop(x, start, length, mirror.flatten() < 0.5)    # _ is drawn as in older runs.
     change = (jitter < jitter_p) * (2 * torch.stack(u) - 1)       # -1 to 1, 0: no change
     for i in torch.randperm(4).tolist():
         if i == 0:

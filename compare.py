@@ -41,7 +41,7 @@ TITLES = {"std": "std (0: complete collapse)", "m_o": "m_o (1: complete collapse
           "linear": "linear probe (%)", "linear_weak": "linear probe, weak label (%)",
           "r": "eigenvalues of r", "z": "eigenvalues of z", "index": "number of the eigenvalue"}
 LINES = {"none": "-", "dimensional": "-.", "complete": "--", "dead": ":"}
-# Settings that do not change what a run computes, or only where
+# Settings in which runs of one row may differ
 NO_DIFFERENCE = ("seed", "out", "resume", "device", "eval_every", "n_images", "label", "compile")
 # label: of the run's row in the table.  argv: flags of the script.  folder: where the run is put.
 Job = namedtuple("Job", "label seed script argv folder")
